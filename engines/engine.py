@@ -1,0 +1,76 @@
+"""What an engine is: patches in, scores out."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+UInt8Array = NDArray[np.uint8]
+Float32Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchScores:
+    """Scores of N patches of side P, as the scorer graph returns them.
+
+    Attributes:
+        reconstruction_error: float32 (N,), L_R = ‖x - G(E(x))‖₁ summed over pixels and colours, x in [-1, 1] (eq. 8).
+        feature_error: float32 (N,), L_fD = ‖f_D(x, E(x)) - f_D(G(E(x)), E(x))‖₁ (eq. 9).
+        residual: float32 (N, P, P), |x - G(E(x))| averaged over colour, 0..2.
+    """
+
+    reconstruction_error: Float32Array
+    feature_error: Float32Array
+    residual: Float32Array
+
+    def anomaly_score(self, lambda_: float) -> Float32Array:
+        """A(x) = (1 - λ)·L_R + λ·L_fD (eq. 7), float32 (N,)."""
+        score = (1.0 - lambda_) * self.reconstruction_error + lambda_ * self.feature_error
+        return score.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine runs on; ends up in the log and in the ``info`` topic."""
+
+    backend: str
+    backend_version: str
+    device: str
+    precision: str
+    build_key: str | None = None
+
+
+class EngineSettings(BaseModel):
+    """How to open an engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: Literal["auto", "onnxruntime"] = Field(
+        default="auto", description="Which back end runs the scorer; 'auto' takes the fastest that is installed."
+    )
+    threads: int = Field(
+        default=0, ge=0, le=256, description="CPU threads of the engine; 0 takes one per core available to the process."
+    )
+
+
+class Engine(Protocol):
+    """A scorer graph, loaded and ready. One thread uses it at a time."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What it runs on."""
+
+    def score(self, patches: UInt8Array) -> PatchScores:
+        """Score uint8 patches (N, P, P, 3), N >= 1.
+
+        Raises:
+            BackendError: the back end failed; the message says what to do.
+            ValueError: wrong shape or dtype.
+        """
+
+    def close(self) -> None:
+        """Free the device's memory. Closing twice is allowed."""
+
+

@@ -1,0 +1,128 @@
+"""``manifest.json``: what a bundle says about itself. See docs/bundle.md."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+SCORER_FILE = "scorer.onnx"
+SELFTEST_FILE = "selftest.npz"
+MODEL_CARD_FILE = "MODEL_CARD.md"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_PLAIN_FILE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+
+
+class Preprocessing(_Model):
+    """How a camera frame becomes patches. The tiler follows it; scaling to ``value_range`` is in the graph."""
+
+    colour: Literal["rgb", "gray"] = Field(
+        description="Colour of the training images. 'gray' frames are turned gray and repeated to 3 channels."
+    )
+    frame_size: tuple[Annotated[int, Field(ge=16, le=16384)], Annotated[int, Field(ge=16, le=16384)]] | None = (
+        Field(default=None, description="(height, width) every frame is resized to; null keeps its size.")
+    )
+    scale: float = Field(default=1.0, gt=0, le=8, description="Fixed scale of the frame when frame_size is null.")
+    patch_size: int = Field(ge=16, le=1024, description="Side of the square patches, pixels.")
+    stride: int = Field(ge=1, description="Step between patches, pixels; less than patch_size overlaps.")
+    value_range: tuple[float, float] = Field(
+        default=(-1.0, 1.0), description="Range that the graph maps uint8 0..255 to (u8 / 127.5 - 1)."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Preprocessing":
+        if self.stride > self.patch_size:
+            raise ValueError(
+                f"stride {self.stride} > patch_size {self.patch_size} would leave pixels uninspected"
+            )
+        if self.frame_size is not None:
+            if self.scale != 1.0:
+                raise ValueError("frame_size and scale exclude each other")
+            if min(self.frame_size) < self.patch_size:
+                raise ValueError(f"frame_size {self.frame_size} is smaller than the patch ({self.patch_size})")
+        return self
+
+
+class Network(_Model):
+    """Shape of E, G and D (paper, section V.B and fig. 3)."""
+
+    width: int = Field(ge=1, le=256, description="Filters of the first block; blocks are width x (1,2,3,4,8,16).")
+    latent_size: int = Field(ge=1, le=4096)
+    feature_layer: str = Field(
+        description="Layer of D that gives f_D of eq. 9; 'block0.conv1' is the authors' (REFERENCE: linear)."
+    )
+
+
+class Tensor(_Model):
+    """Name, dtype and shape of one graph input or output; -1 is the dynamic number of patches."""
+
+    name: str
+    dtype: Literal["uint8", "float32"]
+    shape: tuple[int, ...]
+
+
+class Training(_Model):
+    """Where the weights come from, in short; MODEL_CARD.md tells it at length."""
+
+    data_fingerprint: Sha256 = Field(description="sha256 over the sorted (name, size, content hash) of all images.")
+    n_images: int = Field(ge=1)
+    steps: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    seed: int
+    preset: str
+    metrics: dict[str, float] = Field(default_factory=dict, description="Final losses, by name.")
+
+
+class Manifest(_Model):
+    """The bundle's table of contents; its own sha256 identifies the bundle."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    created_at: datetime = Field(description="UTC")
+    category: Literal["texture", "object"]
+    preprocessing: Preprocessing
+    network: Network
+    alpha: float = Field(ge=0, le=1, description="Weight of the consistency loss, eq. 13.")
+    lambda_: float = Field(alias="lambda", ge=0, le=1, description="Weight of the feature error, eq. 7.")
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    files: dict[str, Sha256] = Field(description="sha256 of every other file of the bundle, by name.")
+    training: Training
+
+    @field_validator("files")
+    @classmethod
+    def _plain_names(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            if not _PLAIN_FILE_NAME.match(name) or name == MANIFEST_FILE:
+                raise ValueError(f"{name!r} is not a plain file name inside the bundle")
+        for needed in (SCORER_FILE, SELFTEST_FILE):
+            if needed not in files:
+                raise ValueError(f"{needed} is not listed")
+        return files
+
+    @field_validator("created_at")
+    @classmethod
+    def _utc(cls, value: datetime) -> datetime:
+        offset = value.utcoffset()
+        if offset is None or offset.total_seconds() != 0:
+            raise ValueError("created_at must be in UTC")
+        return value
+
+
+def scorer_tensors(patch_size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs and outputs that every scorer graph has: patches in, scores out."""
+    return (
+        (Tensor(name="patches", dtype="uint8", shape=(-1, patch_size, patch_size, 3)),),
+        (
+            Tensor(name="reconstruction_error", dtype="float32", shape=(-1,)),
+            Tensor(name="feature_error", dtype="float32", shape=(-1,)),
+            Tensor(name="residual", dtype="float32", shape=(-1, patch_size, patch_size)),
+        ),
+    )
