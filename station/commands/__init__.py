@@ -1,0 +1,1 @@
+"""One module a command; station/cli.py lists them."""
