@@ -1,0 +1,1 @@
+"""Workstation half: trains CBiGAN models on defect-free images, evaluates them and exports bundles."""

@@ -1,0 +1,167 @@
+"""E, G and D: the residual networks of the paper (section V.B, fig. 3) as the authors' code builds them.
+
+``C`` is the width. All images are float (N, 3, H, W) in [-1, 1]; latents are float (N, latent_size).
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+WIDTHS = (1, 2, 3, 4, 8, 16)  # filters of blocks 0..5, in units of the width
+LEAKY_SLOPE = 0.2
+CRITIC_LATENT_FEATURES = 512
+IMAGE_SIZE: dict[str, int] = {"texture": 64, "object": 128}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Structural settings: two models with equal ones can exchange weights.
+
+    Attributes:
+        category: ``texture`` (64 x 64 patches) or ``object`` (128 x 128 images).
+        width: filters of the first block.
+        latent_size: entries of z.
+        bias: bias on every convolution and dense layer. The authors' code has them only on the last convolution
+            of a block and on output layers (a slip in its history, REFERENCE item 2); False reproduces that.
+    """
+
+    category: Literal["texture", "object"] = "texture"
+    width: int = 16
+    latent_size: int = 64
+    bias: bool = True
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input, pixels."""
+        return IMAGE_SIZE[self.category]
+
+
+class Block(nn.Module):
+    """``s = skip(x); y = lrelu(conv1(x)); y = lrelu(conv2(y)); lrelu(conv3(y) + s)``, spatial size kept."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool) -> None:
+        super().__init__()
+        self.skip = nn.Conv2d(n_in, n_out, 1, bias=bias)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=bias)
+        self.conv3 = nn.Conv2d(n_out, n_out, 1)
+        self.act = nn.LeakyReLU(LEAKY_SLOPE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, n_in, H, W) -> (N, n_out, H, W)."""
+        y = self.act(self.conv1(x))
+        y = self.act(self.conv2(y))
+        return self.act(self.conv3(y) + self.skip(x))
+
+
+class Trunk(nn.Module):
+    """The convolutional half that E and D share: six blocks, 2 x 2 average pooling after all but the last."""
+
+    def __init__(self, width: int, *, bias: bool) -> None:
+        super().__init__()
+        filters = [3, *(width * w for w in WIDTHS)]
+        self.blocks = nn.ModuleList(Block(n_in, n_out, bias=bias) for n_in, n_out in pairwise(filters))
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, 16·C·(S/32)²), flattened channel first."""
+        *pooled, last = self.blocks
+        for block in pooled:
+            x = self.pool(block(x))
+        return last(x).flatten(1)
+
+
+def _flat_size(arch: Architecture) -> int:
+    return 16 * arch.width * (arch.image_size // 32) ** 2
+
+
+class Encoder(nn.Module):
+    """E: image -> latent."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.trunk = Trunk(arch.width, bias=arch.bias)
+        self.dense0 = nn.Linear(_flat_size(arch), 16 * arch.width, bias=arch.bias)
+        self.act = nn.LeakyReLU(LEAKY_SLOPE)
+        self.dense1 = nn.Linear(16 * arch.width, arch.latent_size)
+        glorot_(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, S, S) in [-1, 1] -> (N, latent_size)."""
+        return self.dense1(self.act(self.dense0(self.trunk(x))))
+
+
+class Generator(nn.Module):
+    """G: latent -> image, in [-1, 1] by tanh. Objects double once more, before the first block."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.seed_shape = (16 * arch.width, 2, 2)
+        self.dense0 = nn.Linear(arch.latent_size, 64 * arch.width, bias=arch.bias)
+        filters = [16 * arch.width, *(arch.width * w for w in reversed(WIDTHS))]
+        self.blocks = nn.ModuleList(Block(n_in, n_out, bias=arch.bias) for n_in, n_out in pairwise(filters))
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.upsample_first = arch.category == "object"
+        self.out = nn.Conv2d(arch.width, 3, 1)
+        glorot_(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(N, latent_size) -> (N, 3, S, S)."""
+        x = self.dense0(z).unflatten(1, self.seed_shape)
+        for i, block in enumerate(self.blocks):
+            if i > 0 or self.upsample_first:
+                x = self.upsample(x)
+            x = block(x)
+        return torch.tanh(self.out(x))
+
+
+class Critic(nn.Module):
+    """D: scores pairs (image, latent); high for real images with their encodings (Wasserstein critic, eq. 4)."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        self.act = nn.LeakyReLU(LEAKY_SLOPE)
+        sizes = [arch.latent_size, *[CRITIC_LATENT_FEATURES] * 3]
+        self.latent = nn.ModuleList(nn.Linear(n_in, n_out, bias=arch.bias) for n_in, n_out in pairwise(sizes))
+        self.trunk = Trunk(arch.width, bias=arch.bias)
+        self.dense0 = nn.Linear(_flat_size(arch) + CRITIC_LATENT_FEATURES, 16 * arch.width, bias=arch.bias)
+        self.dense1 = nn.Linear(16 * arch.width, 1)
+        glorot_(self)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """(N, 3, S, S), (N, latent_size) -> (N,)."""
+        for dense in self.latent:
+            z = self.act(dense(z))
+        joint = torch.cat([self.trunk(x), z], dim=1)
+        return self.dense1(self.act(self.dense0(joint))).squeeze(1)
+
+    def features(self, x: Tensor, layer: str) -> Tensor:
+        """f_D of eq. 9 at ``layer``: ``block0.conv1`` (linear, the authors' choice) or ``block1`` ... ``block5``.
+
+        No layer here depends on z: latents join after the trunk (REFERENCE item 1).
+
+        Returns:
+            float (N, channels, h, w).
+        """
+        if layer == LINEAR_FEATURE_LAYER:
+            return self.trunk.blocks[0].get_submodule("conv1")(x)
+        depth = FEATURE_LAYERS.index(layer) - 1
+        for i, block in enumerate(self.trunk.blocks[: depth + 1]):
+            x = block(self.trunk.pool(x) if i else x)
+        return x
+
+
+LINEAR_FEATURE_LAYER = "block0.conv1"
+FEATURE_LAYERS = (LINEAR_FEATURE_LAYER, *(f"block{i}" for i in range(len(WIDTHS))))
+
+
+def glorot_(module: nn.Module) -> None:
+    """Keras's default initialiser, which the authors' code uses: Glorot uniform kernels, zero biases."""
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
