@@ -2,11 +2,11 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 MANIFEST_FILE = "manifest.json"
 SCORER_FILE = "scorer.onnx"
 SELFTEST_FILE = "selftest.npz"
@@ -26,8 +26,8 @@ class Preprocessing(_Model):
     colour: Literal["rgb", "gray"] = Field(
         description="Colour of the training images. 'gray' frames are turned gray and repeated to 3 channels."
     )
-    frame_size: tuple[Annotated[int, Field(ge=16, le=16384)], Annotated[int, Field(ge=16, le=16384)]] | None = (
-        Field(default=None, description="(height, width) every frame is resized to; null keeps its size.")
+    frame_size: tuple[Annotated[int, Field(ge=16, le=16384)], Annotated[int, Field(ge=16, le=16384)]] | None = Field(
+        default=None, description="(height, width) every frame is resized to; null keeps its size."
     )
     scale: float = Field(default=1.0, gt=0, le=8, description="Fixed scale of the frame when frame_size is null.")
     patch_size: int = Field(ge=16, le=1024, description="Side of the square patches, pixels.")
@@ -39,9 +39,7 @@ class Preprocessing(_Model):
     @model_validator(mode="after")
     def _consistent(self) -> "Preprocessing":
         if self.stride > self.patch_size:
-            raise ValueError(
-                f"stride {self.stride} > patch_size {self.patch_size} would leave pixels uninspected"
-            )
+            raise ValueError(f"stride {self.stride} > patch_size {self.patch_size} would leave pixels uninspected")
         if self.frame_size is not None:
             if self.scale != 1.0:
                 raise ValueError("frame_size and scale exclude each other")
@@ -80,8 +78,8 @@ class Training(_Model):
     metrics: dict[str, float] = Field(default_factory=dict, description="Final losses, by name.")
 
 
-class Manifest(_Model):
-    """The bundle's table of contents; its own sha256 identifies the bundle."""
+class Description(_Model):
+    """What a bundle says about itself, without its table of contents."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -93,8 +91,30 @@ class Manifest(_Model):
     lambda_: float = Field(alias="lambda", ge=0, le=1, description="Weight of the feature error, eq. 7.")
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    files: dict[str, Sha256] = Field(description="sha256 of every other file of the bundle, by name.")
     training: Training
+
+    @field_validator("created_at")
+    @classmethod
+    def _utc(cls, value: datetime) -> datetime:
+        offset = value.utcoffset()
+        if offset is None or offset.total_seconds() != 0:
+            raise ValueError("created_at must be in UTC")
+        return value
+
+    @model_validator(mode="after")
+    def _patches_in_scores_out(self) -> "Description":
+        if (self.inputs, self.outputs) != scorer_tensors(self.preprocessing.patch_size):
+            raise ValueError(
+                "inputs and outputs are not those of a scorer of "
+                f"{self.preprocessing.patch_size} x {self.preprocessing.patch_size} patches"
+            )
+        return self
+
+
+class Manifest(Description):
+    """The description and the table of contents; its own sha256 identifies the bundle."""
+
+    files: dict[str, Sha256] = Field(description="sha256 of every other file of the bundle, by name.")
 
     @field_validator("files")
     @classmethod
@@ -106,14 +126,6 @@ class Manifest(_Model):
             if needed not in files:
                 raise ValueError(f"{needed} is not listed")
         return files
-
-    @field_validator("created_at")
-    @classmethod
-    def _utc(cls, value: datetime) -> datetime:
-        offset = value.utcoffset()
-        if offset is None or offset.total_seconds() != 0:
-            raise ValueError("created_at must be in UTC")
-        return value
 
 
 def scorer_tensors(patch_size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
