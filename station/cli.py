@@ -13,7 +13,8 @@ from rich.markup import escape
 
 from engines.errors import EngineError, ImageError
 from station import __version__
-from station.commands import run
+from station.commands import demo, run
+from station.demo.textures import DemoError
 from station.settings import SettingsError
 
 EXIT_ERROR = 1
@@ -21,7 +22,7 @@ EXIT_SETTINGS = 78  # EX_CONFIG of sysexits.h; the systemd unit does not restart
 EXIT_INTERRUPTED = 130
 
 # What a user can cause and mend: told in one line. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (EngineError, ImageError)
+USER_ERRORS = (EngineError, ImageError, DemoError)
 
 TRY, SET_UP, OPERATE, MEASURE = "Try it", "Set up", "Operate", "Measure"
 
@@ -52,7 +53,8 @@ def _options(
         raise typer.Exit
 
 
-# Try it: demo, inspect
+app.command("demo", rich_help_panel=TRY)(demo.demo)
+# Try it: inspect
 # Set up: calibrate, check, engine
 # Operate: run, watch
 app.command("run", rich_help_panel=OPERATE)(run.run)
