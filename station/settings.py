@@ -1,26 +1,35 @@
 """Settings of one station: a TOML file, then ``STATION_*`` environment variables, secrets from systemd credentials.
 
 An environment variable overrides one key of the file; ``__`` separates section and key:
-``STATION_MQTT__HOST=broker.plant`` is ``[mqtt] host``. A secret such as ``mqtt.password`` is read from the file
-``$CREDENTIALS_DIRECTORY/mqtt_password`` when systemd's ``LoadCredential=`` provides it.
+``STATION_MQTT__HOST=broker.plant`` is ``[mqtt] host``. Secrets are better kept out of both: with systemd's
+``LoadCredential=``, ``mqtt.password`` and ``camera.url`` are read from the files ``mqtt_password`` and
+``camera_url`` in ``$CREDENTIALS_DIRECTORY``. Precedence: environment, credentials, file.
 """
 
+import difflib
 import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as EnvironmentParseError
 
 from engines.engine import EngineSettings
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # comes with pydantic-settings[toml]
+
 ENV_PREFIX = "STATION_"
+ENV_DELIMITER = "__"
 _TOPIC_LEVEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_LEVEL_RULE = "Letters, digits, '.', '_' and '-', at most 64."
 
 
 class SettingsError(Exception):
@@ -34,9 +43,11 @@ class _Section(BaseModel):
 class Identity(_Section):
     """Where this station stands; the three names are levels of every MQTT topic."""
 
-    site: str = Field(default="site", pattern=_TOPIC_LEVEL, description="Plant or site.")
-    line: str = Field(default="line", pattern=_TOPIC_LEVEL, description="Production line.")
-    name: str = Field(default="station", pattern=_TOPIC_LEVEL, description="This camera's station on the line.")
+    site: str = Field(default="site", pattern=_TOPIC_LEVEL, description=f"Plant or site. {_LEVEL_RULE}")
+    line: str = Field(default="line", pattern=_TOPIC_LEVEL, description=f"Production line. {_LEVEL_RULE}")
+    name: str = Field(
+        default="station", pattern=_TOPIC_LEVEL, description=f"This camera's station on the line. {_LEVEL_RULE}"
+    )
 
 
 class Roi(_Section):
@@ -52,7 +63,9 @@ class CameraSettings(_Section):
     """Where frames come from."""
 
     url: str = Field(
-        description="v4l2:///dev/video0, rtsp://…, http://… (MJPEG), gstreamer:PIPELINE, file:VIDEO, folder:DIR, demo:NAME"
+        repr=False,  # may hold a password
+        description="v4l2:///dev/video0, rtsp://…, http://… (MJPEG), gstreamer:PIPELINE, file:VIDEO, folder:DIR "
+        "or demo:NAME",
     )
     policy: Literal["auto", "latest", "every"] = Field(
         default="auto",
@@ -60,7 +73,7 @@ class CameraSettings(_Section):
         "'auto' is 'every' for file: and folder:, 'latest' for live sources.",
     )
     fps: float | None = Field(
-        default=None, gt=0, le=10000, description="Pace of file:, folder: and demo: in frames per second; null: no pace."
+        default=None, gt=0, le=10000, description="Frames per second of file:, folder: and demo:; null: no pace."
     )
     loop: bool = Field(default=False, description="Start file: and folder: again at their end.")
     roi: Roi | None = Field(default=None, description="Part of the frame to inspect; null inspects all of it.")
@@ -78,6 +91,12 @@ class CameraSettings(_Section):
         if not colon or scheme not in schemes or not rest:
             raise ValueError(f"must start with one of {', '.join(s + ':' for s in schemes)}")
         return url
+
+    @model_validator(mode="after")
+    def _pauses_in_order(self) -> "CameraSettings":
+        if self.reconnect_min > self.reconnect_max:
+            raise ValueError(f"reconnect_min {self.reconnect_min} is more than reconnect_max {self.reconnect_max}")
+        return self
 
 
 class JudgeSettings(_Section):
@@ -127,7 +146,13 @@ class TlsSettings(_Section):
 
     ca_file: Path | None = Field(default=None, description="CA certificate, PEM; null takes the system's.")
     cert_file: Path | None = Field(default=None, description="Client certificate, PEM.")
-    key_file: Path | None = Field(default=None, description="Client key, PEM.")
+    key_file: Path | None = Field(default=None, description="Client key, PEM, without a passphrase.")
+
+    @model_validator(mode="after")
+    def _pair(self) -> "TlsSettings":
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together: set both or neither")
+        return self
 
 
 class MqttSettings(_Section):
@@ -138,12 +163,28 @@ class MqttSettings(_Section):
     protocol: Literal["auto", "5", "3.1.1"] = Field(
         default="auto", description="'auto' speaks MQTT 5 and falls back to 3.1.1 when the broker refuses it."
     )
-    client_id: str | None = Field(default=None, description="Null: station-<site>-<line>-<name>.")
+    client_id: str | None = Field(
+        default=None, min_length=1, max_length=200, description="Null: station-<site>-<line>-<name>."
+    )
     username: str | None = None
     password: SecretStr | None = Field(default=None, description="Better: the credential file mqtt_password.")
     tls: TlsSettings | None = Field(default=None, description="Null: no TLS.")
     keepalive: int = Field(default=15, ge=2, le=3600, description="Seconds.")
-    prefix: str = Field(default="station/v1", pattern=r"^[A-Za-z0-9._/-]+$", description="First levels of every topic.")
+    prefix: str = Field(
+        default="station/v1",
+        max_length=200,
+        pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$",
+        description="First levels of every topic, separated by '/'.",
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _resolvable(cls, host: str) -> str:
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ValueError("must be a host name or an IP address") from None
+        return host
 
 
 class LogSettings(_Section):
@@ -155,28 +196,53 @@ class LogSettings(_Section):
     )
 
 
-class Settings(BaseSettings):
-    """All settings of one station."""
+class BrokerSettings(BaseSettings):
+    """The part of the settings that a subscriber needs; ignores the other sections of the file."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER, extra="ignore", frozen=True
     )
-    _toml_file: ClassVar[Path | None] = None
 
     station: Identity = Identity()
-    bundle: Path = Field(description="Directory of the exported bundle.")
-    calibration: Path | None = Field(default=None, description="calibration.json; null needs judge.threshold.")
-    camera: CameraSettings
-    engine: EngineSettings = EngineSettings()
-    judge: JudgeSettings = JudgeSettings()
-    alerts: AlertSettings = AlertSettings()
     mqtt: MqttSettings = MqttSettings()
     log: LogSettings = LogSettings()
 
     @property
     def topic_prefix(self) -> str:
         """``station/v1/<site>/<line>/<station>``, without the final slash."""
-        return "/".join((self.mqtt.prefix.strip("/"), self.station.site, self.station.line, self.station.name))
+        identity = self.station
+        return f"{self.mqtt.prefix}/{identity.site}/{identity.line}/{identity.name}"
+
+    @property
+    def client_id(self) -> str:
+        """MQTT client id of this station's daemon; two clients with one id throw each other out."""
+        identity = self.station
+        return self.mqtt.client_id or f"station-{identity.site}-{identity.line}-{identity.name}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over what load_settings() passes in: credentials and file."""
+        return (env_settings, init_settings)
+
+
+class Settings(BrokerSettings):
+    """All settings of one station."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    bundle: Path = Field(description="Directory of the exported bundle.")
+    calibration: Path | None = Field(default=None, description="calibration.json; null needs judge.threshold.")
+    camera: CameraSettings
+    engine: EngineSettings = EngineSettings()
+    judge: JudgeSettings = JudgeSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")
     def _threshold_from_somewhere(self) -> "Settings":
@@ -184,36 +250,193 @@ class Settings(BaseSettings):
             raise ValueError("set calibration (the file that `station calibrate` writes) or judge.threshold")
         return self
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - signature is pydantic-settings'
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order of precedence: environment, systemd credentials, TOML file."""
-        return (env_settings, init_settings, TomlConfigSettingsSource(settings_cls, cls._toml_file))
-
-
-def _credentials() -> dict[str, Any]:
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if not directory:
-        return {}
-    password = Path(directory) / "mqtt_password"
-    return {"mqtt": {"password": password.read_text().strip()}} if password.is_file() else {}
-
-
-Key = Annotated[str, "dotted path of a setting"]
-
 
 def load_settings(path: Path) -> Settings:
     """Read the TOML file, the environment and the credentials.
 
-    Relative paths (bundle, calibration, TLS files) are taken from the settings file's folder.
+    Relative paths in the file (bundle, calibration, TLS files, ``file:`` and ``folder:`` cameras) are taken from
+    the file's folder, those in the environment from the working directory.
 
     Raises:
-        SettingsError: file missing, not TOML, unknown key or value out of range.
+        SettingsError: file missing, not TOML, unknown key or value out of range; all that is wrong at once.
     """
-    raise NotImplementedError
+    return _load(path, Settings)
+
+
+def load_broker_settings(path: Path | None) -> BrokerSettings:
+    """The same for a subscriber: no bundle and no camera needed, and without a path no file.
+
+    Raises:
+        SettingsError: as load_settings().
+    """
+    return _load(path, BrokerSettings)
+
+
+_Kind = TypeVar("_Kind", bound=BrokerSettings)
+_Location = tuple[int | str, ...]
+_PATHS: tuple[tuple[str, ...], ...] = (
+    ("bundle",),
+    ("calibration",),
+    ("mqtt", "tls", "ca_file"),
+    ("mqtt", "tls", "cert_file"),
+    ("mqtt", "tls", "key_file"),
+)
+_CREDENTIALS: dict[str, tuple[str, str]] = {
+    "mqtt_password": ("mqtt", "password"),
+    "camera_url": ("camera", "url"),
+}
+_SECRET = frozenset(_CREDENTIALS.values())
+
+
+def _load(path: Path | None, kind: type[_Kind]) -> _Kind:
+    values = _read_toml(path) if path is not None else {}
+    where = str(path) if path is not None else "settings"
+    credentials = _read_credentials()
+    for location, value in credentials.items():
+        section = values.setdefault(location[0], {})
+        if isinstance(section, dict):  # anything else is reported as what it is, below
+            section[location[1]] = value
+    problems = _unknown_variables()
+    try:
+        settings = kind(**values)
+    except EnvironmentParseError as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        name = ENV_PREFIX + (field.group(1).upper() if field else "*")
+        problems.append(f"{name} (environment): must be JSON; or set one key of it: {name}{ENV_DELIMITER}KEY=value")
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems += [_problem(detail, frozenset(credentials)) for detail in details]
+    if problems:
+        count = f"{len(problems)} settings" if len(problems) > 1 else "a setting"
+        raise SettingsError("\n".join([f"{where}: {count} cannot be used", *(f"  {line}" for line in problems)]))
+    return settings
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not TOML or not UTF-8
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    folder = path.absolute().parent
+    for *sections, key in _PATHS:
+        section: Any = values
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+            section[key] = str(folder / section[key])
+    camera = values.get("camera")
+    if isinstance(camera, dict) and isinstance(camera.get("url"), str):
+        scheme, colon, rest = camera["url"].partition(":")
+        if scheme in {"file", "folder"} and rest:
+            camera["url"] = f"{scheme}{colon}{folder / rest}"
+    return values
+
+
+def _read_credentials() -> dict[tuple[str, str], str]:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    found = {}
+    for name, location in _CREDENTIALS.items() if directory else ():
+        file = Path(directory or "", name)
+        try:
+            found[location] = file.read_text(encoding="utf-8").rstrip("\r\n")
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file}: the credential cannot be read: {type(error).__name__}") from error
+    return found
+
+
+def _unknown_variables() -> list[str]:
+    """pydantic-settings ignores variables that fit no field; a misspelt one must not pass in silence."""
+    known = list(Settings.model_fields)
+    problems = []
+    for name in sorted(os.environ):
+        if name.upper().startswith(ENV_PREFIX):
+            head = name[len(ENV_PREFIX) :].split(ENV_DELIMITER)[0].lower()
+            if head not in known:
+                nearest = difflib.get_close_matches(head, known, n=1)
+                hint = f"did you mean {ENV_PREFIX}{nearest[0].upper()}?" if nearest else _listing(known)
+                problems.append(f"{name} (environment): unknown variable; {hint}")
+    return problems
+
+
+def _problem(error: ErrorDetails, credentials: frozenset[tuple[str, str]]) -> str:
+    location = error["loc"]
+    key = ".".join(map(str, location))
+    if error["type"] == "extra_forbidden":
+        return f"{key}{_origin(location, credentials)}: unknown key; {_suggestion(location)}"
+    field = _field_description(location)
+    if error["type"] == "missing":
+        return f"{key}: missing. {field}"
+    said = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":  # our own rules say all themselves
+        field = ""
+    if not key:  # a rule about the whole file
+        return said
+    return f"{key}{_shown(location, error['input'])}{_origin(location, credentials)}: {said}. {field}".rstrip()
+
+
+def _shown(location: _Location, value: object) -> str:
+    """`` = value``; nothing of what is or may hold a secret, and nothing of whole sections."""
+    if location in _SECRET or not isinstance(value, str | int | float | bool) or len(location) < 2:
+        return ""
+    return f" = {value!r}"
+
+
+def _origin(location: _Location, credentials: frozenset[tuple[str, str]]) -> str:
+    variables = {name.upper(): name for name in os.environ}
+    for end in range(len(location), 0, -1):
+        name = ENV_PREFIX + ENV_DELIMITER.join(map(str, location[:end])).upper()
+        if name in variables:
+            return f" (environment, {variables[name]})"
+    return " (credential)" if location in credentials else ""
+
+
+def _suggestion(location: _Location) -> str:
+    *sections, unknown = map(str, location)
+    keys = _known_keys(Settings)
+    here = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == ".".join(sections)]
+    nearest = difflib.get_close_matches(unknown, here, n=1)
+    if nearest:
+        return f"did you mean {'.'.join([*sections, nearest[0]])}?"
+    elsewhere = {key.rpartition(".")[2]: key for key in reversed(keys)}  # right key, wrong section
+    nearest = difflib.get_close_matches(unknown, elsewhere, n=1, cutoff=0.75)
+    return f"did you mean {elsewhere[nearest[0]]}?" if nearest else _listing(here)
+
+
+def _listing(keys: Sequence[str]) -> str:
+    return f"known here: {', '.join(keys)}"
+
+
+def _sections(model: type[BaseModel]) -> Mapping[str, type[BaseModel]]:
+    """Fields of the model that are models themselves, ``Section`` or ``Section | None``."""
+    found = {}
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found[name] = kind
+    return found
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    sections = _sections(model)
+    keys = []
+    for name in model.model_fields:
+        keys.append(prefix + name)
+        if name in sections:
+            keys += _known_keys(sections[name], f"{prefix}{name}.")
+    return keys
+
+
+def _field_description(location: _Location) -> str:
+    model: type[BaseModel] | None = Settings
+    *sections, name = map(str, location or ("",))
+    for section in sections:
+        model = _sections(model).get(section) if model else None
+    field = model.model_fields.get(name) if model else None
+    if field is None:
+        return ""
+    section_model = _sections(model).get(name) if model else None
+    return field.description or (section_model.__doc__ if section_model else "") or ""
