@@ -1,9 +1,10 @@
-"""The frame: the one thing that travels through the whole station."""
+"""The plain data that travel through the station: the frame, and what inspecting it gave."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from engines.engine import UInt8Array
+from engines.engine import Float32Array, UInt8Array
+from engines.tiling import PatchGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +24,22 @@ class Frame:
     captured_at: datetime
     monotonic: float
     name: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inspection:
+    """What inspecting one frame gave.
+
+    Attributes:
+        score: the frame's score; above the threshold the frame is anomalous.
+        patch_scores: float32 (N,), A(x) of eq. 7.
+        residual: float32 (N, P, P), 0..2.
+        grid: where the N patches lie.
+        ms: milliseconds by stage: prepare, infer, judge.
+    """
+
+    score: float
+    patch_scores: Float32Array = field(repr=False)
+    residual: Float32Array = field(repr=False)
+    grid: PatchGrid = field(repr=False)
+    ms: dict[str, float]
