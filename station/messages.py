@@ -36,6 +36,7 @@ class Message(BaseModel):
     retain: ClassVar[bool] = False
     expiry: ClassVar[timedelta | None] = None  # how long a broker keeps it for a subscriber who is away (MQTT 5)
 
+    schema_: str = Field(alias="schema")
     seq: int = Field(default=0, ge=0, description="Counts the messages of this session from 1; 0 in the last will.")
     at: Utc = Field(default_factory=utc_now, description="When the message was made, UTC.")
 
