@@ -4,21 +4,26 @@ Everything follows from the seed. The planted defects (what, where, in which fra
 line - the demo, to count what was found - and the station gets none of it: only frames.
 """
 
+import re
 from dataclasses import dataclass
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engines.engine import UInt8Array
 from engines.geometry import Box
+from station.camera.source import CameraError, Picture
 from station.demo.defects import KINDS, Defect, Kind, make_defect
-from station.demo.textures import WIDTH, Part, belt
+from station.demo.textures import WIDTH, DemoError, Part, belt
 
 HEIGHT = 256  # of a frame, pixels
 STEP = 24  # pixels that the web moves from frame to frame
 PITCH = 480  # rows of web from one planted defect to the next: more than a frame, so good frames lie between
 JITTER = 40  # rows by which a defect is planted before or after its place
 MARGIN = 6  # pixels that a defect keeps from the sides of the web
+DEFAULT_SEED, DEFAULT_FRAMES = 0, 300
+_COUNT = re.compile(r"[0-9]{1,7}")
 NOISE = 2.5  # deviation of the sensor's noise, grey levels
 
 
@@ -146,3 +151,57 @@ def _lay(planted: Planted, web: NDArray[np.float32], box: Box, index: int) -> No
     visible = Defect(d.kind, d.shade[part], d.alpha[part], d.colour[part])
     area = np.s_[box.y : box.bottom, box.x : box.right]
     web[area] = visible.applied(web[area])
+
+
+def open_sample_line(name: str) -> "SampleLineSource":
+    """The sample line as a camera, from what follows ``demo:`` in its URL.
+
+    Args:
+        name: ``brick``, then ``?seed=N`` and ``&frames=N`` in any order, both optional.
+
+    Raises:
+        CameraError: no such line, or an option that it does not have.
+    """
+    line, _, query = name.partition("?")
+    options = {"seed": DEFAULT_SEED, "frames": DEFAULT_FRAMES}
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    if line != "brick" or not given.keys() <= options.keys() or not all(map(_COUNT.fullmatch, given.values())):
+        raise CameraError(f"demo:{name}: the sample line is demo:brick, or for instance demo:brick?seed=0&frames=300")
+    options |= {key: int(value) for key, value in given.items()}
+    return SampleLineSource(options["seed"], options["frames"])
+
+
+class SampleLineSource:
+    """A camera over the sample line. It ends with the line; frames are named ``frame 1``, ``frame 2`` ..."""
+
+    live = False
+
+    def __init__(self, seed: int, n_frames: int) -> None:
+        self._seed, self._n_frames = seed, n_frames
+        self._line: SampleLine | None = None
+        self._done = 0
+
+    def open(self) -> None:
+        """Start the line from its first frame.
+
+        Raises:
+            CameraError: scikit-image, whose photograph the web is made of, is not installed.
+        """
+        try:
+            self._line = SampleLine(self._seed, self._n_frames)
+        except DemoError as error:
+            raise CameraError(str(error)) from error
+        self._done = 0
+
+    def read(self) -> Picture | None:
+        """The next frame; None when the line has stopped."""
+        if self._line is None:
+            raise CameraError("the sample line is not open")
+        if self._done >= self._n_frames:
+            return None
+        self._done += 1
+        return Picture(self._line.frame(self._done - 1), f"frame {self._done}")
+
+    def close(self) -> None:
+        """Stop the line."""
+        self._line = None
