@@ -70,17 +70,17 @@ class CameraSettings(_Section):
     policy: Literal["auto", "latest", "every"] = Field(
         default="auto",
         description="'latest' drops the oldest waiting frame when inspection falls behind, 'every' drops none; "
-        "'auto' is 'every' for file: and folder:, 'latest' for live sources.",
+        "'auto' is 'every' for file:, folder: and demo:, 'latest' for live sources.",
     )
     fps: float | None = Field(
         default=None, gt=0, le=10000, description="Frames per second of file:, folder: and demo:; null: no pace."
     )
-    loop: bool = Field(default=False, description="Start file: and folder: again at their end.")
+    loop: bool = Field(default=False, description="Start file:, folder: or demo: again at its end.")
     roi: Roi | None = Field(default=None, description="Part of the frame to inspect; null inspects all of it.")
     read_timeout: float = Field(
         default=5.0, gt=0, le=600, description="Seconds without a frame after which the camera counts as stalled."
     )
-    reconnect_min: float = Field(default=0.5, gt=0, description="First pause before reconnecting, seconds.")
+    reconnect_min: float = Field(default=0.5, gt=0, description="Shortest pause before reconnecting, seconds.")
     reconnect_max: float = Field(default=30.0, gt=0, description="Longest pause before reconnecting, seconds.")
 
     @field_validator("url")
@@ -96,6 +96,12 @@ class CameraSettings(_Section):
     def _pauses_in_order(self) -> "CameraSettings":
         if self.reconnect_min > self.reconnect_max:
             raise ValueError(f"reconnect_min {self.reconnect_min} is more than reconnect_max {self.reconnect_max}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_source(self) -> "CameraSettings":
+        if self.url.partition(":")[0] not in ("file", "folder", "demo") and (self.fps or self.loop):
+            raise ValueError("fps and loop are for file:, folder: and demo:; a live camera sets its own pace")
         return self
 
 

@@ -41,7 +41,7 @@ class Source(Protocol):
         """
 
     def read(self) -> Picture | None:
-        """Wait for the next picture; None at the end of a source that is not live.
+        """Wait for the next picture; None when there are no more (a live camera is then opened again).
 
         Raises:
             CameraError: the camera is lost, or what was read is no picture.
@@ -55,8 +55,10 @@ _HIDDEN = "***"
 _USERINFO = re.compile(r"://.*@", re.DOTALL)
 _SECRET_VALUE = re.compile(
     r"""(?ix)
-    ( [\w-]* (?: user | usr | login | pass | pwd | -pw | -id | token | secret | auth | (?:api|access)[-_]?key ) [\w-]* \s*=\s* )
-    ( "[^"]*" | '[^']*' | [^&;\s"']+ )
+    ( [\w-]*
+      (?: user | usr | login | pass | pwd | -pw | -id | token | secret | auth | (?:api|access)[-_]?key )
+      [\w-]* \s*=\s* )
+    (?: "[^"]*" | '[^']*' | [^&;\s"']+ )
     """
 )
 
