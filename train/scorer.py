@@ -1,0 +1,66 @@
+"""The scorer: E, G and D's feature layer fused into one function, uint8 patches in, scores out (eq. 7-9)."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.networks import FEATURE_LAYERS, Block, Critic, Encoder, Generator
+
+LINEAR_FEATURE_LAYER = "block0.conv1"
+
+
+class Scorer(nn.Module):
+    """What a bundle's graph computes.
+
+    Scaling to [-1, 1] and the change from NHWC to NCHW are inside, so that no caller can get them wrong.
+
+    Args:
+        encoder: E.
+        generator: G.
+        critic: D; only its features up to ``feature_layer`` are used, and none of them depends on z.
+        feature_layer: f_D of eq. 9, one of ``FEATURE_LAYERS``.
+    """
+
+    def __init__(self, encoder: Encoder, generator: Generator, critic: Critic, feature_layer: str) -> None:
+        super().__init__()
+        if feature_layer not in FEATURE_LAYERS:
+            raise ValueError(f"feature layer {feature_layer!r} is none of {', '.join(FEATURE_LAYERS)}")
+        self.encoder = encoder
+        self.generator = generator
+        self.critic = critic
+        self.feature_layer = feature_layer
+
+    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Score patches, in the precision of the weights.
+
+        Args:
+            patches: uint8 (N, P, P, 3) in the model's colour.
+
+        Returns:
+            ``reconstruction_error`` (N,), L_R of eq. 8; ``feature_error`` (N,), L_fD of eq. 9; ``residual`` (N, P, P),
+            |x - G(E(x))| averaged over colour; ``reconstruction`` (N, 3, P, P), G(E(x)) in [-1, 1].
+        """
+        dtype = self.generator.out.weight.dtype
+        x = patches.to(dtype).permute(0, 3, 1, 2) * (1 / 127.5) - 1
+        reconstruction = self.generator(self.encoder(x))
+        difference = x - reconstruction
+        colour_sum = difference.abs().sum(dim=1)  # one pass over the colours serves both outputs
+        return (
+            colour_sum.sum(dim=(1, 2)),
+            self._feature_error(x, reconstruction, difference),
+            colour_sum * (1 / 3),
+            reconstruction,
+        )
+
+    def _feature_error(self, x: Tensor, reconstruction: Tensor, difference: Tensor) -> Tensor:
+        if self.feature_layer == LINEAR_FEATURE_LAYER:
+            # f_D(x) - f_D(y) = K * (x - y) for a convolution K: half the work, and its bias cancels.
+            conv1 = cast("Block", self.critic.trunk.blocks[0]).conv1
+            return functional.conv2d(difference, conv1.weight, padding=1).abs().sum(dim=(1, 2, 3))
+        both = self.critic.features(torch.cat([x, reconstruction]), self.feature_layer)
+        pair = both.reshape(
+            2, -1, *both.shape[1:]
+        )  # (2, N, C, h, w); slicing the pair needs no arithmetic on N in the graph
+        return (pair[:1] - pair[1:]).abs().sum(dim=(0, 2, 3, 4))
