@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as EnvironmentParseError
 
 from engines.engine import EngineSettings
+from engines.geometry import Box
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,6 +58,11 @@ class Roi(_Section):
     y: int = Field(ge=0)
     width: int = Field(ge=1)
     height: int = Field(ge=1)
+
+    @property
+    def box(self) -> Box:
+        """As the tiler takes it."""
+        return Box(self.x, self.y, self.width, self.height)
 
 
 class CameraSettings(_Section):

@@ -1,0 +1,119 @@
+"""The picture of an inspection: the frame, where it departs from what the model knows, boxes and the verdict."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from engines.engine import Float32Array, UInt8Array
+from engines.geometry import Box
+from station.frames import Inspection
+
+MIN_SIDE = 480
+"""Smaller frames are enlarged before anything is drawn, so that boxes and caption stay readable."""
+MAX_OPACITY = 0.8
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_WHITE, _BLACK, _RED, _GREEN = (255, 255, 255), (0, 0, 0), (72, 72, 230), (110, 180, 70)
+
+
+def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, boxes: Sequence[Box] = ()) -> UInt8Array:
+    """Draw an inspection over its frame.
+
+    The hottest colour stands for the largest residual of this frame, or, where the frame scores below the
+    threshold, for one larger in the same proportion: a good frame stays pale instead of showing its noise in
+    full colour.
+
+    Args:
+        image: uint8 (H, W, 3), BGR; not changed.
+        inspection: of this image.
+        threshold: None where there is no calibration; the caption then gives the score alone.
+        boxes: defects, frame pixels.
+
+    Returns:
+        uint8 (h, w, 3), BGR: the frame, enlarged if it is small, with a caption below.
+    """
+    height, width = image.shape[:2]
+    scale = max(1.0, MIN_SIDE / max(height, width))
+    size = (round(width * scale), round(height * scale))
+    heat = _heat(inspection, threshold)
+    if scale > 1:
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
+        heat = np.asarray(cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR), np.float32)
+    picture = _blend(image, heat)
+    line = max(2, round(max(size) / 320))
+    roi = inspection.grid.roi
+    if (roi.h, roi.w) != (height, width):
+        _rectangle(picture, roi, scale, max(1, line // 2), (200, 200, 200))
+    for box in boxes:
+        _rectangle(picture, box, scale, line, _WHITE)
+    return np.vstack((picture, _caption(picture.shape[1], max(size), inspection.score, threshold)))
+
+
+def encode_jpeg(picture: UInt8Array, max_side: int, quality: int) -> bytes:
+    """JPEG of a picture, shrunk so that no side is longer than ``max_side`` pixels.
+
+    Args:
+        picture: uint8 (H, W, 3), BGR.
+        max_side: pixels.
+        quality: 1..100.
+    """
+    height, width = picture.shape[:2]
+    scale = max_side / max(height, width)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise RuntimeError(f"OpenCV could not encode a picture of shape {picture.shape} as JPEG")
+    return data.tobytes()
+
+
+def _heat(inspection: Inspection, threshold: float | None) -> Float32Array:
+    """float32 (H, W), 0..1: the smoothed residual in frame pixels."""
+    grid = inspection.grid
+    residual = grid.assemble(inspection.residual)
+    # Single pixels mean little; a blur of some pixels shows the shape of what differs.
+    residual = np.asarray(cv2.GaussianBlur(residual, (0, 0), grid.patch / 32), np.float32)
+    top = float(residual.max())
+    if threshold is not None and 0 < inspection.score < threshold:
+        top *= threshold / inspection.score
+    if top <= 0:
+        return np.zeros(grid.frame_size, np.float32)
+    return grid.to_frame(residual / np.float32(top))
+
+
+def _blend(picture: UInt8Array, heat: Float32Array) -> UInt8Array:
+    """Lay the colour map over the picture, the more opaque the hotter."""
+    colours = cv2.applyColorMap((heat * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    opacity = (MAX_OPACITY * heat.clip(0, 1))[..., None]
+    return (picture + opacity * (colours.astype(np.float32) - picture)).round().astype(np.uint8)
+
+
+def _rectangle(picture: UInt8Array, box: Box, scale: float, line: int, colour: tuple[int, int, int]) -> None:
+    """A rectangle with a dark rim, visible on light and dark surfaces alike."""
+    corners = [(round(box.x * scale), round(box.y * scale)), (round(box.right * scale), round(box.bottom * scale))]
+    inside = [(min(x, picture.shape[1]) - 1, min(y, picture.shape[0]) - 1) for x, y in corners[1:]]
+    cv2.rectangle(picture, corners[0], inside[0], _BLACK, line + 2, cv2.LINE_AA)
+    cv2.rectangle(picture, corners[0], inside[0], colour, line, cv2.LINE_AA)
+
+
+def _caption(width: int, longer_side: int, score: float, threshold: float | None) -> UInt8Array:
+    """Strip below the picture: verdict, score and threshold in a size that suits the picture's."""
+    height = max(24, round(longer_side / 18))
+    strip = np.full((height, width, 3), 32, np.uint8)
+    if threshold is None:
+        verdict, colour, numbers = "", _WHITE, f"score {score:.4g}"
+    else:
+        verdict, colour = ("DEFECT", _RED) if score > threshold else ("good", _GREEN)
+        numbers = f"score {score:.4g}   threshold {threshold:.4g}"
+    margin, thickness = height // 3, max(1, round(height / 20))
+    (text_width, text_height), _ = cv2.getTextSize(f"{verdict}   {numbers}", _FONT, 1.0, thickness)
+    # A narrow picture gets smaller letters, not a cut caption.
+    font_scale = min(0.45 * height / text_height, (width - 2 * margin) / text_width)
+    baseline = round((height + font_scale * text_height) / 2)
+    x = margin
+    if verdict:
+        cv2.putText(strip, verdict, (x, baseline), _FONT, font_scale, colour, thickness + 1, cv2.LINE_AA)
+        x += round(cv2.getTextSize(f"{verdict}   ", _FONT, font_scale, thickness + 1)[0][0])
+    cv2.putText(strip, numbers, (x, baseline), _FONT, font_scale, _WHITE, thickness, cv2.LINE_AA)
+    return strip
