@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from engines.engine import UInt8Array
 from engines.errors import BundleError
+from engines.graph import refuse_external_data
 from engines.manifest import (
     MANIFEST_FILE,
     MODEL_CARD_FILE,
@@ -132,6 +133,10 @@ def read_bundle(path: Path) -> Bundle:
                 f"{path / name}: its sha256 is {found[:12]}…, the manifest says {sha256[:12]}…: {_COPY_AGAIN}"
             )
         files[name] = data
+    try:
+        refuse_external_data(files[SCORER_FILE])
+    except BundleError as error:
+        raise BundleError(f"{path / SCORER_FILE}: {error}") from error
     return Bundle(
         path=path,
         manifest=manifest,

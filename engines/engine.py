@@ -72,5 +72,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the device's memory. Closing twice is allowed."""
-
-

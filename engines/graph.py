@@ -1,0 +1,76 @@
+"""A look into a serialized ONNX graph without the onnx package, which line devices do not have."""
+
+from collections.abc import Iterator
+
+from engines.errors import BundleError
+
+# Only what can hold a tensor, from onnx.proto: message -> field number -> message in that field.
+_NESTED: dict[str, dict[int, str]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
+    "SparseTensor": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {},
+}
+_EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of Tensor
+_VARINT, _LENGTH_DELIMITED, _FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # wire types of protobuf
+
+
+def refuse_external_data(scorer: bytes) -> None:
+    """Refuse a graph whose weights lie outside its own bytes.
+
+    ONNX lets a tensor name a file, and ONNX Runtime, given a graph as bytes, reads it from the working directory
+    (seen with 1.17 and 1.32; 1.17 even takes a memory address). Such weights are not covered by the manifest.
+
+    Raises:
+        BundleError: a tensor has external data, or the bytes are no protobuf message.
+    """
+    todo = [("Model", memoryview(scorer))]
+    try:
+        while todo:
+            message, data = todo.pop()
+            for field, value in _fields(data):
+                if message == "Tensor" and (field == _EXTERNAL_DATA or (field == _DATA_LOCATION and value != 0)):
+                    raise BundleError(
+                        "the scorer keeps weights in another file (ONNX external data), which no hash covers; export "
+                        "the bundle again with the weights inside the graph"
+                    )
+                if isinstance(value, memoryview) and field in _NESTED[message]:
+                    todo.append((_NESTED[message][field], value))
+    except ValueError as error:
+        raise BundleError(f"the scorer is no ONNX graph: {error}; export the bundle again") from error
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(number, value) of every field; numbers of fixed width, which no field we look for has, come as 0."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        value: int | memoryview = 0
+        wire_type = key & 7
+        if wire_type == _VARINT:
+            value, at = _varint(message, at)
+        elif wire_type == _LENGTH_DELIMITED:
+            length, at = _varint(message, at)
+            value = message[at : at + length]
+            at += length
+        elif wire_type in _FIXED_BYTES:
+            at += _FIXED_BYTES[wire_type]
+        else:
+            raise ValueError(f"byte {at} starts no protobuf field")
+        if at > len(message):
+            raise ValueError("a field reaches past the end of its message")
+        yield key >> 3, value
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A protobuf variable-length integer (at most ten bytes) and where the next thing starts."""
+    value = 0
+    for position, byte in enumerate(message[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * position)
+        if byte < 0x80:
+            return value, at + position + 1
+    raise ValueError("a number does not end")

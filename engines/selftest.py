@@ -1,0 +1,80 @@
+"""The self-test: an engine must reproduce the outputs stored in its bundle, on this device, before it may serve."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.bundle import SELFTEST_PATCHES, Bundle
+from engines.engine import Engine, PatchScores
+from engines.errors import SelfTestError
+
+# Largest allowed difference from torch's float64, as a share of the output's largest value among the 16 patches, by
+# precision. fp32: sums of some 10⁴ terms behind some 30 layers lose about two decimal digits of float32's seven, and
+# in which order they are added differs between CPUs; measured up to 2e-6 (ONNX Runtime, width 16 and 64), while a
+# wrong colour order, scaling or Resize mode differs by more than 1e-2.
+TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-4})
+OUTPUTS = ("reconstruction_error", "feature_error", "residual")
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestReport:
+    """What a self-test measured.
+
+    Attributes:
+        errors: largest difference of each output, as a share of the output's largest value.
+        tolerance: what the engine's precision allows.
+        seconds: how long it took.
+    """
+
+    errors: Mapping[str, float]
+    tolerance: float
+    seconds: float
+
+    @property
+    def worst(self) -> float:
+        """Largest of the errors."""
+        return max(self.errors.values())
+
+
+def run_selftest(engine: Engine, bundle: Bundle) -> SelfTestReport:
+    """Score the bundle's 16 patches and compare with the stored outputs.
+
+    They are scored twice: all at once; then one alone and the other 15 reversed. The sizes 1, 15 and 16 show that the
+    number of patches is really dynamic, and the other order that no result is left over from the run before.
+
+    Raises:
+        SelfTestError: an output differs by more than the precision allows, or is not finite.
+        BackendError: the engine failed.
+    """
+    info = engine.info
+    tolerance = TOLERANCE[info.precision]
+    errors = dict.fromkeys(OUTPUTS, 0.0)
+    started = time.perf_counter()
+    everything = np.arange(SELFTEST_PATCHES)
+    for order in (everything, everything[:1], everything[:0:-1]):
+        scores = engine.score(bundle.selftest.patches[order])
+        for name in OUTPUTS:
+            errors[name] = max(errors[name], _relative_error(scores, bundle, name, order))
+    for name, error in errors.items():
+        if error > tolerance:
+            raise SelfTestError(
+                f"self-test failed: {info.backend} {info.backend_version} ({info.precision}, {info.device}) gives a "
+                f"{name} that differs by {error:.1e} of its largest value from the one stored in {bundle.path}; "
+                f"{tolerance:.0e} is allowed. This engine must not serve: choose another engine.backend, or another "
+                "version of it"
+            )
+    return SelfTestReport(errors=errors, tolerance=tolerance, seconds=time.perf_counter() - started)
+
+
+def _relative_error(scores: PatchScores, bundle: Bundle, name: str, order: NDArray[np.intp]) -> float:
+    expected = getattr(bundle.selftest.expected, name)
+    found = getattr(scores, name)
+    if found.shape != expected[order].shape or not np.isfinite(found).all():
+        return float("inf")
+    difference = np.abs(found.astype(np.float64) - expected[order]).max()
+    # An output that is 0 for all patches must be 0.
+    return float(difference / (np.abs(expected).max() or np.finfo(np.float64).tiny))
