@@ -17,7 +17,7 @@ Values = NDArray[np.float64]
 
 GOOD, DEFECT, ACCENT, INK, QUIET, GRID = "#2b6ca3", "#c8452f", "#111827", "#1f2937", "#6b7280", "#e5e7eb"
 _WIDTH, _HEIGHT = 620, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 46, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 18, 46, 50
 _MAX_DOTS = 300
 _STYLE = "font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;font-size:12px"
 
@@ -165,10 +165,11 @@ def roc_chart(found: Values, false: Values, auroc: float, chosen: tuple[float, f
             curve.append((float(x), curve[-1][1]))
         curve.append((float(x), float(y)))
     parts.append(f'<path d="{axes.path(curve)}" fill="none" stroke="{GOOD}" stroke-width="2.2"/>')
-    cx, cy = axes.x(chosen[0]), axes.y(chosen[1])
-    parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="white" stroke="{ACCENT}" stroke-width="2"/>')
-    label = f"threshold: {100 * chosen[1]:.1f} % found, {100 * chosen[0]:.1f} % false"
-    parts.append(_text(cx + 12, cy + 18, label, INK) if chosen[0] < 0.5 else _text(cx - 12, cy + 18, label, INK, "end"))
+    label = f"at the threshold {100 * chosen[1]:.1f} % found, {100 * chosen[0]:.1f} % false"
+    x, y = _WIDTH - _RIGHT - 260, axes.y(0.06)
+    for cx, cy in ((axes.x(chosen[0]), axes.y(chosen[1])), (x, y - 4)):
+        parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="white" stroke="{ACCENT}" stroke-width="2"/>')
+    parts.append(_text(x + 12, y, label, INK))
     return _svg("ROC curve", parts)
 
 

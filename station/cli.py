@@ -13,8 +13,11 @@ from rich.markup import escape
 
 from engines.errors import EngineError, ImageError
 from station import __version__
-from station.commands import demo, run
+from station.calibration import CalibrationError
+from station.camera import CameraError
+from station.commands import calibrate, demo, engine, inspect, run
 from station.demo.textures import DemoError
+from station.files import OutputError
 from station.settings import SettingsError
 
 EXIT_ERROR = 1
@@ -22,7 +25,7 @@ EXIT_SETTINGS = 78  # EX_CONFIG of sysexits.h; the systemd unit does not restart
 EXIT_INTERRUPTED = 130
 
 # What a user can cause and mend: told in one line. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (EngineError, ImageError, DemoError)
+USER_ERRORS = (EngineError, ImageError, CameraError, CalibrationError, OutputError, DemoError)
 
 TRY, SET_UP, OPERATE, MEASURE = "Try it", "Set up", "Operate", "Measure"
 
@@ -54,8 +57,9 @@ def _options(
 
 
 app.command("demo", rich_help_panel=TRY)(demo.demo)
-# Try it: inspect
-# Set up: calibrate, check, engine
+app.command("inspect", rich_help_panel=TRY)(inspect.inspect)
+app.command("calibrate", rich_help_panel=SET_UP)(calibrate.calibrate)
+# Set up: check, engine
 # Operate: run, watch
 app.command("run", rich_help_panel=OPERATE)(run.run)
 # Measure here: station bench

@@ -85,7 +85,8 @@ def _heat(inspection: Inspection, threshold: float | None) -> Float32Array:
 def _blend(picture: UInt8Array, heat: Float32Array) -> UInt8Array:
     """Lay the colour map over the picture, the more opaque the hotter."""
     colours = cv2.applyColorMap((heat * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    opacity = (MAX_OPACITY * heat.clip(0, 1))[..., None]
+    # Rising faster than in proportion, so that ordinary noise leaves the surface as it looks.
+    opacity = (MAX_OPACITY * heat.clip(0, 1) ** 1.5)[..., None]
     return (picture + opacity * (colours.astype(np.float32) - picture)).round().astype(np.uint8)
 
 
