@@ -40,7 +40,7 @@ MAX_FILE_BYTES: Mapping[str, int] = {SCORER_FILE: 512 * MIB, SELFTEST_FILE: 64 *
 MAX_OTHER_FILE_BYTES = 64 * MIB
 MAX_BUNDLE_BYTES = 1024 * MIB
 
-_COPY_AGAIN = "it was altered or not copied completely; copy the bundle again from where it was exported"
+_COPY_AGAIN = "the bundle was altered or not copied completely; copy it again from where it was exported"
 _NPY_HEADER_BYTES = 4096
 _BROKEN_NPZ = (  # what zipfile, zlib and numpy raise on damaged data
     ValueError,
@@ -211,7 +211,7 @@ def _read_bounded(folder: Path, name: str, limit: int) -> bytes:
         with open(real, "rb", opener=_open_regular) as file:  # Path.open takes no opener
             data = file.read(limit + 1)
     except FileNotFoundError:
-        raise BundleError(f"{path}: missing, so this is no complete bundle: {_COPY_AGAIN}") from None
+        raise BundleError(f"{path}: missing: {_COPY_AGAIN}") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise BundleError(f"{path}: cannot be read: {error}") from error
     if len(data) > limit:

@@ -14,7 +14,7 @@ from engines.errors import SelfTestError
 
 # Largest allowed difference from torch's float64, as a share of the output's largest value among the 16 patches, by
 # precision. fp32: sums of some 10⁴ terms behind some 30 layers lose about two decimal digits of float32's seven, and
-# in which order they are added differs between CPUs; measured up to 2e-6 (ONNX Runtime, width 16 and 64), while a
+# in which order they are added differs between CPUs; measured up to 3e-6 (ONNX Runtime, widths 16 and 64), while a
 # wrong colour order, scaling or Resize mode differs by more than 1e-2.
 TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-4})
 OUTPUTS = ("reconstruction_error", "feature_error", "residual")

@@ -59,7 +59,8 @@ def _options(
 app.command("demo", rich_help_panel=TRY)(demo.demo)
 app.command("inspect", rich_help_panel=TRY)(inspect.inspect)
 app.command("calibrate", rich_help_panel=SET_UP)(calibrate.calibrate)
-# Set up: check, engine
+# Set up: check
+app.add_typer(engine.app, name="engine", rich_help_panel=SET_UP)
 # Operate: run, watch
 app.command("run", rich_help_panel=OPERATE)(run.run)
 # Measure here: station bench

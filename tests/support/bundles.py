@@ -84,6 +84,7 @@ def toy_scorer(patch_size: int, grey: int = GREY) -> onnx.ModelProto:
     constants = {
         "grey": np.float32(grey),
         "scale": np.float32(127.5),
+        "colours": np.float32(3),
         "all_axes": np.array([1, 2, 3], np.int64),
         "colour_axis": np.array([3], np.int64),
         "width_axis": np.array([2], np.int64),
@@ -98,7 +99,8 @@ def toy_scorer(patch_size: int, grey: int = GREY) -> onnx.ModelProto:
         helper.make_node("Div", ["shifted", "scale"], ["difference"]),
         helper.make_node("Abs", ["difference"], ["distance"]),
         helper.make_node("ReduceSum", ["distance", "all_axes"], ["reconstruction_error"], keepdims=0),
-        helper.make_node("ReduceMean", ["distance", "colour_axis"], ["residual"], keepdims=0),
+        helper.make_node("ReduceSum", ["distance", "colour_axis"], ["colour_sum"], keepdims=0),
+        helper.make_node("Div", ["colour_sum", "colours"], ["residual"]),
         helper.make_node("Slice", ["difference", "second", "end", "width_axis"], ["right"]),
         helper.make_node("Slice", ["difference", "first", "before_last", "width_axis"], ["left"]),
         helper.make_node("Sub", ["right", "left"], ["step"]),
@@ -121,7 +123,7 @@ def toy_scorer(patch_size: int, grey: int = GREY) -> onnx.ModelProto:
         infos(outputs),
         [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
     )
-    # Opset 18 has ReduceMean's axes as an input; IR 9 is what ONNX Runtime 1.17, our oldest, reads.
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    # Opset and IR version of the real scorers (train/graph.py).
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     return model
