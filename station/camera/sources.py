@@ -202,15 +202,19 @@ class V4l2Source(_VideoSource):
 
 
 class GStreamerSource(_VideoSource):
-    """A GStreamer pipeline that ends in an appsink."""
+    """A GStreamer pipeline that ends in an appsink.
+
+    OpenCV before 4.8 waits for ever on a pipeline that falls silent; ``watchdog timeout=5000`` after the pipeline's
+    source element turns the silence into an error, after which it is opened again.
+    """
 
     def __init__(self, pipeline: str, timeout: float) -> None:
-        super().__init__(pipeline, _GSTREAMER, timeout)
         if "appsink" not in pipeline:
             raise CameraError(
                 f"gstreamer:{redact_url(pipeline)}: must end in an appsink, for instance "
                 "`… ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1`"
             )
+        super().__init__(pipeline, _GSTREAMER, timeout)
 
     def _why_not_opened(self) -> str:
         return "the pipeline did not start; `GST_DEBUG=3` in the environment tells why"
