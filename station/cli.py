@@ -15,7 +15,7 @@ from engines.errors import EngineError, ImageError
 from station import __version__
 from station.calibration import CalibrationError
 from station.camera import CameraError
-from station.commands import calibrate, demo, engine, inspect, run
+from station.commands import bench, calibrate, demo, engine, inspect, run
 from station.demo.textures import DemoError
 from station.files import OutputError
 from station.settings import SettingsError
@@ -63,7 +63,7 @@ app.command("calibrate", rich_help_panel=SET_UP)(calibrate.calibrate)
 app.add_typer(engine.app, name="engine", rich_help_panel=SET_UP)
 # Operate: run, watch
 app.command("run", rich_help_panel=OPERATE)(run.run)
-# Measure here: station bench
+app.command("bench", rich_help_panel=MEASURE)(bench.bench)
 
 
 def main() -> None:

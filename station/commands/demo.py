@@ -1,14 +1,74 @@
-"""``station demo``: all of it on one machine."""
+"""``station demo``: all of it on one machine, with the real daemon in the middle."""
 
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import cv2
 import typer
+from pydantic_core import to_json
+from rich.console import Console
 
-from station.demo.training_images import write_training_images
+from engines import manifest
+from station import logs
+from station.demo.broker import HOST, Broker
+from station.demo.sample_line import DEFAULT_FRAMES, DEFAULT_SEED, SampleLine
+from station.demo.subscriber import PICTURES, Subscriber
+from station.demo.tally import Tally
+from station.demo.textures import DemoError, photograph
+from station.demo.training_images import good_frames, write_training_images
+from station.settings import ENV_PREFIX, LogSettings
+
+BUNDLE = Path(manifest.__file__).parent / "bundled" / "brick"
+TOPICS = "station/v1/demo/line/station"
+FALSE_ALARM_RATE = 1e-4  # per frame: three chances in a hundred of one false alarm in a run of 300
+N_CALIBRATION = 200
+_STOP_TIMEOUT = 5.0  # seconds
+
+_SETTINGS = """\
+# Written by `station demo`: the settings of a station whose camera is the sample line.
+bundle = {bundle}
+calibration = "calibration.json"
+
+[station]
+site = "demo"
+
+[camera]
+url = "demo:brick?seed={seed}&frames={frames}"
+policy = "every"
+{fps}
+[mqtt]
+host = "{host}"
+port = {port}
+protocol = "3.1.1"  # all that the demo's broker speaks; leave it out for a broker with MQTT 5
+"""
 
 
 def demo(
+    frames: Annotated[int, typer.Option(min=20, max=100_000, help="Frames that the line runs.")] = DEFAULT_FRAMES,
+    seed: Annotated[
+        int, typer.Option(min=0, max=999_999, help="Another seed: other defects, places and light.")
+    ] = DEFAULT_SEED,
+    fps: Annotated[
+        float, typer.Option(min=0, max=10_000, help="Frames per second; 0: as fast as they are inspected.")
+    ] = 15.0,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="For pictures, settings and log; an earlier demo's there are replaced."),
+    ] = Path("demo-out"),
+    bundle: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Another trained bundle than the one that comes with the station.",
+            show_default="the bundled one",
+        ),
+    ] = BUNDLE,
     training_images: Annotated[
         Path | None,
         typer.Option(
@@ -19,6 +79,104 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Run all of it on this machine: a sample line with planted defects, the daemon and a broker."""
+    """See it work: a sample line with planted defects, the daemon and a broker, all on this machine.
+
+    A web of bricks runs under a camera whose light drifts. Scratches, stains, holes, threads and dents are planted
+    on it, and the station is told of none of them. It sets its threshold from good frames
+    ([bold]station calibrate[/]), inspects the line ([bold]station run[/]) and reports over MQTT to a broker that lives
+    as long as the demo. Alerts are printed as they open and close; at the end a table says how many of the planted
+    defects were found, and how many alarms were false.
+
+    Ends by itself within a minute. The exit code is 0 if it ran, whatever it found. The settings file stays in DIR,
+    as a pattern for your own station.
+    """
     if training_images is not None:
         write_training_images(training_images)
+        return
+    photograph()  # fails now, and in words, where the extra is not installed
+    if not bundle.is_dir():
+        raise DemoError(f"there is no bundle at {bundle}; name one with --bundle DIR")
+    console = Console()
+    logs.set_up(LogSettings(level="error"))  # the station's own log goes to a file
+    _clear(out)
+    log, settings = out / "station.log", out / "station.toml"
+    tally = Tally(SampleLine(seed, frames))
+    with Broker() as broker, Subscriber(HOST, broker.port, TOPICS, tally, console, out) as subscriber:
+        console.print(f"[bold]1[/]  A broker on {HOST}:{broker.port}; subscribed to {TOPICS}/#", highlight=False)
+        console.print(f"[bold]2[/]  station calibrate, on {N_CALIBRATION} good frames of the line", highlight=False)
+        with console.status("scoring good frames"):
+            _calibrate(bundle, out, log)
+        settings.write_text(
+            _SETTINGS.format(
+                bundle=to_json(str(bundle.resolve())).decode(),  # a JSON string is a TOML string
+                seed=seed,
+                frames=frames,
+                fps=f"fps = {fps}\n" if fps else "",
+                host=HOST,
+                port=broker.port,
+            ),
+            encoding="utf-8",
+        )
+        console.print(
+            f"[bold]3[/]  station run, on {frames} frames with {len(tally.line.planted)} planted defects\n",
+            highlight=False,
+        )
+        with _station("run", "--config", str(settings), log=log) as process:
+            if not subscriber.follow(lambda: process.poll() is not None):
+                raise _failure("the station stopped working before the end of the line", log)
+    subscriber.summarize()
+
+
+def _clear(out: Path) -> None:
+    """Make the folder, without what an earlier run left there and would be mistaken for this one's."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in out.glob(PICTURES):
+            path.unlink()
+        (out / "station.log").write_bytes(b"")
+    except OSError as error:
+        raise DemoError(f"cannot write to {out}: {error}") from error
+
+
+def _calibrate(bundle: Path, out: Path, log: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="station-demo-") as folder:
+        for i, grey in enumerate(good_frames(N_CALIBRATION)):
+            (Path(folder) / f"{i:03}.png").write_bytes(cv2.imencode(".png", grey)[1].tobytes())
+        arguments = ("--bundle", str(bundle), "--good", folder, "--false-alarms", str(FALSE_ALARM_RATE))
+        with _station("calibrate", *arguments, "--out", str(out / "calibration.json"), log=log) as process:
+            if process.wait() != 0:
+                raise _failure("station calibrate failed", log)
+
+
+@contextmanager
+def _station(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The ``station`` command as a process of its own, its output added to ``log``; ended with the block."""
+    # A STATION_... variable of the user's own station must not reach the demo's.
+    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "station", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us; we then stop it in its own way
+        )
+    try:
+        yield process
+        process.wait(_STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _failure(what: str, log: Path) -> DemoError:
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+    return DemoError("\n".join([f"{what}. Its log, {log}, ends with:", *last]))

@@ -60,13 +60,13 @@ def make_defect(kind: Kind, rng: np.random.Generator) -> Defect:
 
 def _scratch(rng: np.random.Generator) -> tuple[Layer, Layer, Layer]:
     # A gouge: a bright, slightly bent line with a dark lip, fading at its ends, across the direction of the joints.
-    length, bend = rng.uniform(70, 120), rng.uniform(-0.12, 0.12)
+    length, bend = rng.uniform(80, 125), rng.uniform(-0.12, 0.12)
     t = np.linspace(-0.5, 0.5, 60)
     angle = np.radians(rng.uniform(25, 65)) * rng.choice([-1, 1])
     x, y = t * length, (t**2 - 0.125) * bend * length
     points = np.stack([x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)], 1)
     size = int(length) + 16
-    width = rng.uniform(1.8, 3.0)
+    width = rng.uniform(2.2, 3.4)
     line = _polyline(points + size / 2, width * (0.35 + 0.65 * np.cos(np.pi * t * 0.9)), size)
     lip = _polyline(points + size / 2 + width * np.array([0.6, 0.8]), np.full(60, width), size)
     strength = _clouds(size, 6, rng) * 0.15 + rng.uniform(0.8, 0.95)
@@ -75,18 +75,18 @@ def _scratch(rng: np.random.Generator) -> tuple[Layer, Layer, Layer]:
 
 def _stain(rng: np.random.Generator) -> tuple[Layer, Layer, Layer]:
     # Oil or water: an irregular darker patch, darkest at its rim where it dried.
-    radius = rng.uniform(22, 34)
+    radius = rng.uniform(24, 34)
     size = int(radius * 3.4)
-    distance = _distance(size, radius, rng.uniform(0.7, 1.0), rng) + _clouds(size, 9, rng) * 0.22
-    body = _smooth_step(1.06 - distance, 0.16)
+    distance = _distance(size, radius, rng.uniform(0.75, 1.0), rng) + _clouds(size, 9, rng) * 0.22
+    body = _smooth_step(1.06 - distance, 0.13)
     rim = np.exp(-(((distance - 0.92) / 0.09) ** 2))
-    depth = rng.uniform(0.34, 0.46)
+    depth = rng.uniform(0.42, 0.54)
     return _layer(1 - depth * body - 0.16 * rim), _flat(size, 0), _flat(size, 0)
 
 
 def _hole(rng: np.random.Generator) -> tuple[Layer, Layer, Layer]:
     # A chip or puncture: dark inside, with a broken edge that catches the light on the far side.
-    radius = rng.uniform(9, 15)
+    radius = rng.uniform(11, 16)
     size = int(radius * 4)
     distance = _distance(size, radius, rng.uniform(0.65, 1.0), rng) + _clouds(size, 3, rng) * 0.18
     inside = _smooth_step(1 - distance, 0.12)
@@ -113,16 +113,16 @@ def _thread(rng: np.random.Generator) -> tuple[Layer, Layer, Layer]:
 
 
 def _dent(rng: np.random.Generator) -> tuple[Layer, Layer, Layer]:
-    # A hollow without loss of material: the slope towards the light is brighter, the other darker.
-    radius = rng.uniform(20, 30)
-    size = int(radius * 4)
-    distance = _distance(size, radius, rng.uniform(0.75, 1.0), rng)
-    hollow = np.exp(-1.2 * distance**2)
+    # A hollow without loss of material, flat inside: its wall towards the lamp lies in shade, the far one shines.
+    radius = rng.uniform(17, 25)
+    size = int(radius * 3.6)
+    distance = _distance(size, radius, rng.uniform(0.75, 1.0), rng) + _clouds(size, 8, rng) * 0.06
+    hollow = 1 / (1 + distance**8)
     dy, dx = np.gradient(hollow)
     angle = np.radians(rng.uniform(35, 75))  # the lamp's side, much the same for every dent on a line
     slope = dx * np.cos(angle) + dy * np.sin(angle)
     slope /= np.abs(slope).max()
-    shade = 1 + rng.uniform(0.5, 0.65) * slope - 0.08 * hollow
+    shade = 1 - rng.uniform(0.6, 0.75) * slope - 0.1 * hollow
     return _layer(shade), _flat(size, 0), _flat(size, 0)
 
 

@@ -9,14 +9,14 @@ from rich.progress import track
 
 from engines.engine import UInt8Array
 from station.demo.defects import KINDS
-from station.demo.sample_line import PITCH, STEP, SampleLine
+from station.demo.sample_line import HEIGHT, PITCH, STEP, SampleLine
 from station.demo.textures import DemoError
 
 N_TRAIN = 400  # with a step of 24 rows on the training belt, about every third row starts a frame
 N_TEST_GOOD = 100
 N_TEST_PER_KIND = 30
 # Lines of their own: a demo run, whose seeds are small numbers, shows other light, noise and defects.
-_TRAIN_SEED, _GOOD_SEED, _DEFECT_SEED = 1_000_001, 1_000_002, 1_000_003
+_TRAIN_SEED, _GOOD_SEED, _DEFECT_SEED, _CALIBRATION_SEED = range(1_000_001, 1_000_005)
 
 
 def write_training_images(out: Path) -> None:
@@ -38,6 +38,13 @@ def write_training_images(out: Path) -> None:
             path.write_bytes(cv2.imencode(".png", grey)[1].tobytes())
         except OSError as error:
             raise DemoError(f"cannot write {path}: {error.strerror}") from error
+
+
+def good_frames(n: int) -> Iterator[UInt8Array]:
+    """Good frames of the line to calibrate on, uint8 (256, 256), grey; none of them is trained on or in ``test``."""
+    apart = HEIGHT // STEP + 1  # frames that share no row of the web, so that each tells something new
+    line = SampleLine(_CALIBRATION_SEED, n * apart, defects=False)
+    return (line.frame(i)[..., 0] for i in range(0, line.n_frames, apart))
 
 
 def _pictures() -> Iterator[tuple[str, UInt8Array]]:

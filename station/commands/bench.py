@@ -1,0 +1,176 @@
+"""``station bench``: how fast this machine inspects."""
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import cv2
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engines.bundle import Bundle, read_bundle
+from engines.engine import EngineInfo, EngineSettings, UInt8Array
+from engines.opening import open_engine
+from engines.tiling import Tiler
+from station import __version__, logs
+from station.commands.files import make_progress
+from station.inspection import Inspector
+from station.settings import JudgeSettings, LogSettings
+
+STAGES = ("prepare", "infer", "judge")
+ENGINES: tuple[str, ...] = get_args(EngineSettings.model_fields["backend"].annotation)
+DEFAULT_SIZE = (480, 640)  # height, width, where the bundle does not say
+_DIFFERENT_FRAMES = 8  # shown in turn, so that no cache holds the next one
+
+
+def bench(
+    bundle: Annotated[Path, typer.Option(metavar="DIR", help="The trained bundle.", show_default=False)],
+    engine: Annotated[str, typer.Option(metavar="NAME", help=f"Back end: {', '.join(ENGINES)}.")] = "auto",
+    threads: Annotated[
+        int, typer.Option(min=0, max=256, help="CPU threads of the engine; 0: one per core available.")
+    ] = 0,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Size of the camera's frames, pixels.",
+            show_default=f"the bundle's frame size, else {DEFAULT_SIZE[1]}x{DEFAULT_SIZE[0]}",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=10, max=1_000_000, help="Frames to measure.")] = 200,
+    warm_up: Annotated[int, typer.Option(min=0, max=10_000, help="Frames before that are not counted.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Measure how fast this machine inspects: frames per second, and milliseconds by stage.
+
+    Shows synthetic frames to the same code as [bold]station run[/], without camera and broker: prepare (region, resize,
+    colour, patches), infer (the engine), judge (patch scores to frame score). p50 is the median; p99 is what one
+    frame in a hundred exceeds. Ctrl-C ends early with what was measured.
+
+    Example: [cyan]station bench --bundle bundle --size 1280x1024[/]
+    """
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"is none of {', '.join(ENGINES)}", param_hint="--engine")
+    logs.set_up(LogSettings(level="warning"))
+    read = read_bundle(bundle)
+    preprocessing = read.manifest.preprocessing
+    height, width = _parse_size(size) if size else preprocessing.frame_size or DEFAULT_SIZE
+    tiler = Tiler(preprocessing)
+    try:
+        n_patches = tiler.grid((height, width)).n
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--size") from error
+    opened = open_engine(read, EngineSettings.model_validate({"backend": engine, "threads": threads}))
+    try:
+        inspector = Inspector(opened, tiler, read.manifest.lambda_, JudgeSettings())
+        ms = _measure(inspector, (height, width), warm_up, frames)
+    finally:
+        opened.close()
+    result = _result(read, opened.info, (height, width), n_patches, ms)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _show(result)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 1280x1024", param_hint="--size")
+    return int(match[2]), int(match[1])
+
+
+def _textures(height: int, width: int) -> list[UInt8Array]:
+    """Grainy frames, uint8 (height, width, 3)."""
+    rng = np.random.default_rng(0)
+    return [
+        cv2.blur(rng.integers(0, 256, (height, width, 3), np.uint8), (3, 3)).astype(np.uint8, copy=False)
+        for _ in range(_DIFFERENT_FRAMES)
+    ]
+
+
+def _measure(inspector: Inspector, size: tuple[int, int], warm_up: int, n: int) -> dict[str, list[float]]:
+    """Milliseconds of each measured frame, by stage; fewer than ``n`` after Ctrl-C."""
+    ms: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    textures = _textures(*size)
+    with make_progress(Console(stderr=True)) as progress:
+        task = progress.add_task("warm-up", total=warm_up + n)
+        try:
+            for i in range(warm_up + n):
+                if i == warm_up:
+                    progress.update(task, description="measuring")
+                spent = inspector.inspect(textures[i % len(textures)]).ms
+                if i >= warm_up:
+                    for stage in STAGES:
+                        ms[stage].append(spent[stage])
+                progress.advance(task)
+        except KeyboardInterrupt:
+            if not ms["judge"]:
+                raise
+    return ms
+
+
+def _result(
+    bundle: Bundle, info: EngineInfo, size: tuple[int, int], n_patches: int, ms: dict[str, list[float]]
+) -> dict[str, Any]:
+    n = min(len(values) for values in ms.values())  # Ctrl-C may fall between two stages
+    by_stage = {stage: np.array(ms[stage][:n]) for stage in STAGES}
+    by_stage["total"] = np.sum(list(by_stage.values()), axis=0)
+    return {
+        "bundle": bundle.manifest.name,
+        "bundle_sha256": bundle.digest,
+        "engine": {
+            "backend": info.backend,
+            "version": info.backend_version,
+            "device": info.device,
+            "precision": info.precision,
+        },
+        "frame": {"width": size[1], "height": size[0], "patches": n_patches},
+        "frames": n,
+        "fps": round(1e3 / float(by_stage["total"].mean()), 2),
+        "ms": {
+            stage: {"p50": round(float(np.median(v)), 3), "p99": round(float(np.quantile(v, 0.99)), 3)}
+            for stage, v in by_stage.items()
+        },
+        "cpus": len(os.sched_getaffinity(0)),
+        "versions": {
+            "station": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+        },
+        "platform": platform.platform(),
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    frame, engine, versions = result["frame"], result["engine"], result["versions"]
+    table = Table()
+    table.add_column("stage")
+    table.add_column("p50", justify="right")
+    table.add_column("p99", justify="right")
+    for stage, ms in result["ms"].items():
+        if stage == "total":
+            table.add_section()
+        table.add_row(stage, f"{ms['p50']:.2f}", f"{ms['p99']:.2f}", style="bold" if stage == "total" else None)
+    console = Console(highlight=False)
+    console.print(f"Milliseconds for a frame of {frame['width']} x {frame['height']} pixels", soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"[bold]{result['fps']:.1f} frames a second[/], {result['fps'] * frame['patches']:.0f} patches a second; "
+        f"{result['frames']} frames of {frame['patches']} patches",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{engine['backend']} {engine['version']}, {engine['precision']}, on {engine['device']}", soft_wrap=True
+    )
+    console.print(
+        f"{result['cpus']} CPUs for this process; station {versions['station']}, Python {versions['python']}, "
+        f"OpenCV {versions['opencv']}, {result['platform']}",
+        soft_wrap=True,
+    )
