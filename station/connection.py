@@ -5,6 +5,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 RECONNECT_SECONDS = (1, 30)  # first and longest pause, doubled in between
 CONNECT_TIMEOUT = 5.0
+_UNSPECIFIED = 0x80
 _UNSUPPORTED_PROTOCOL = 0x84
 _BAD_LOGIN = 0x86
 _NOT_AUTHORIZED = 0x87
@@ -30,9 +32,10 @@ _ADVICE = {
     _NOT_AUTHORIZED: "check mqtt.username, the password, the client certificate and the broker's access list",
     _TAKEN_OVER: "another client uses the same mqtt.client_id",
 }
-# Some brokers hang up on MQTT 5 without a word; so does a broker that is just starting, which is why once is
-# not enough to give MQTT 5 up.
-_HANG_UPS_BEFORE_FALLBACK = 2
+# Some brokers hang up on MQTT 5 without a word or, with a last will in the log-in, wait for more for ever. So does
+# one that is just starting, or a proxy in front of it: hence the second try, and hence MQTT 5 again after each loss.
+_ANSWER_SECONDS = 3.0
+_UNANSWERED_BEFORE_SWITCH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,11 @@ class Connection:
         self._client_id = client_id
         self._will = will
         self._tls = _tls_context(settings.tls) if settings.tls is not None else None
-        self._protocol = MQTTProtocolVersion.MQTTv311 if settings.protocol == "3.1.1" else mqtt.MQTTv5
-        self._hang_ups = 0
+        self._protocol = MQTTProtocolVersion.MQTTv311 if settings.protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
+        self._unanswered = 0
+        self._switches = 0  # of protocol since we were last connected
         self._answered = False  # this attempt's log-in, with yes or no
+        self._alarm: threading.Timer | None = None  # hangs up on a broker that does not answer it
         self._connected = threading.Event()
         self._ended = threading.Event()
         self._problem: str | None = None
@@ -81,7 +86,7 @@ class Connection:
 
     @property
     def client(self) -> mqtt.Client:
-        """The client in use; another one after a fall-back to 3.1.1."""
+        """The client in use; another one after a change of protocol."""
         return self._client
 
     @property
@@ -97,7 +102,7 @@ class Connection:
     @property
     def protocol(self) -> str:
         """The protocol version spoken: "5" or "3.1.1"."""
-        return "5" if self._protocol == mqtt.MQTTv5 else "3.1.1"
+        return "5" if self._protocol == MQTTProtocolVersion.MQTTv5 else "3.1.1"
 
     @property
     def where(self) -> str:
@@ -114,6 +119,7 @@ class Connection:
     def stop(self, timeout: float) -> None:
         """Say goodbye, so that the broker keeps the last will to itself; wait for it at most ``timeout`` seconds."""
         was_connected = self.connected
+        self._answer_is_there()
         self._client.disconnect()
         if was_connected:  # else the network thread may hang in connect(); it is a daemon thread and dies with us
             self._ended.wait(timeout)
@@ -123,12 +129,13 @@ class Connection:
         return self._connected.wait(timeout)
 
     def _connect_options(self) -> dict[str, Any]:
-        return {"clean_start": True} if self._protocol == mqtt.MQTTv5 else {}
+        return {"clean_start": True} if self.protocol == "5" else {}
 
     def _new_client(self) -> mqtt.Client:
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=self._protocol)
         client.connect_timeout = CONNECT_TIMEOUT
-        client.reconnect_delay_set(*RECONNECT_SECONDS)
+        first, longest = RECONNECT_SECONDS
+        client.reconnect_delay_set(min(first * 2**self._switches, longest), longest)
         if self._settings.username is not None or self._settings.password is not None:
             password = self._settings.password
             client.username_pw_set(self._settings.username or "", password.get_secret_value() if password else None)
@@ -136,11 +143,12 @@ class Connection:
             client.tls_set_context(self._tls)
         if self._will is not None:
             properties = None
-            if self._protocol == mqtt.MQTTv5:
+            if self.protocol == "5":
                 properties = new_properties(PacketTypes.WILLMESSAGE)
                 properties.ContentType = "application/json"
                 properties.PayloadFormatIndicator = 1
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=True, properties=properties)
+        client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
@@ -148,21 +156,40 @@ class Connection:
         client.on_message = lambda _client, _data, message: self.on_message(message)
         return client
 
+    def _on_socket_open(self, client: mqtt.Client, _data: object, wire: object) -> None:
+        self._answered = False
+        if isinstance(wire, socket.socket):  # else paho's own of WebSockets, which we do not use
+            self._alarm = threading.Timer(_ANSWER_SECONDS, self._hang_up, (client, wire))
+            self._alarm.daemon = True
+            self._alarm.start()
+
+    def _hang_up(self, client: mqtt.Client, wire: socket.socket) -> None:
+        if client is self._client and not self._answered:
+            self._unanswered += 1  # waiting again would take as long; count it twice
+            with suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+
+    def _answer_is_there(self) -> None:
+        self._answered = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+
     def _on_connect(
         self, client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, properties: Properties | None
     ) -> None:
-        self._hang_ups = 0
-        self._answered = True
-        if reason.value == _UNSUPPORTED_PROTOCOL and self._may_fall_back(client):
-            self._fall_back("the broker refuses MQTT 5")
+        self._unanswered = 0
+        self._answer_is_there()
+        if reason.value == _UNSUPPORTED_PROTOCOL and self._may_switch(client):
+            self._switch_protocol("the broker refuses this version")
         elif reason.is_failure:
             advice = _ADVICE.get(reason.value)
             self._report(f"{self.where} refused the log-in: {reason}{f'; {advice}' if advice else ''}")
         else:
             self._problem = None
+            self._switches = 0
             self._connected.set()
             log.info("connected to the broker", broker=self.where, mqtt=self.protocol, tls=self._tls is not None)
-            self.on_connected(properties if self._protocol == mqtt.MQTTv5 else None)
+            self.on_connected(properties if self.protocol == "5" else None)
 
     def _on_connect_fail(self, _client: mqtt.Client, _data: object) -> None:
         # paho passes no reason, but calls this while it handles the exception.
@@ -170,35 +197,50 @@ class Connection:
         self._report(f"{self.where}: {_explain(error) if error else 'no connection'}")
 
     def _on_disconnect(
-        self, client: mqtt.Client, _data: object, flags: mqtt.DisconnectFlags, reason: ReasonCode, _properties: object
+        self,
+        client: mqtt.Client,
+        _data: object,
+        flags: mqtt.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: object,
     ) -> None:
         if client is not self._client:
-            return  # the one that a fall-back has replaced
+            return  # the one that a change of protocol has replaced
         was_connected, was_answered = self._connected.is_set(), self._answered
-        self._answered = False
+        self._answer_is_there()
         self._connected.clear()
         self._ended.set()
         if was_connected:
-            advice = _ADVICE.get(reason.value) if flags.is_disconnect_packet_from_server else None
             if reason.is_failure:
-                self._report(f"{self.where}: connection lost: {reason}{f'; {advice}' if advice else ''}")
+                why = str(reason)
+                if flags.is_disconnect_packet_from_server:
+                    why += f"; {_ADVICE[reason.value]}" if reason.value in _ADVICE else ""
+                elif reason.value == _UNSPECIFIED:  # paho's word for a socket that was closed
+                    why = f"closed; if it keeps happening, does another client use the id {self._client_id!r}?"
+                self._report(f"{self.where}: connection lost: {why}")
             self.on_disconnected()
-        elif not was_answered:
-            self._hang_ups += 1
+            if reason.is_failure and self.protocol == "3.1.1" and self._may_switch(client):
+                self._switch_protocol("the next connection starts with MQTT 5 again")
+        elif not was_answered and reason.is_failure:
+            self._unanswered += 1
             self._report(
-                f"{self.where} hung up before it answered the log-in; is this an MQTT port"
-                f"{', and one with TLS' if self._tls else ', and one without TLS'}?"
+                f"{self.where} does not answer the log-in; is this the broker's MQTT port "
+                f"{'with' if self._tls else 'without'} TLS?"
             )
-            if self._hang_ups >= _HANG_UPS_BEFORE_FALLBACK and self._may_fall_back(client):
-                self._fall_back("the broker hangs up on MQTT 5")
+            if self._unanswered >= _UNANSWERED_BEFORE_SWITCH and self._may_switch(client):
+                self._switch_protocol("the broker does not answer this version")
 
-    def _may_fall_back(self, client: mqtt.Client) -> bool:
-        return client is self._client and self._settings.protocol == "auto" and self.protocol == "5"
+    def _may_switch(self, client: mqtt.Client) -> bool:
+        return client is self._client and self._settings.protocol == "auto"
 
-    def _fall_back(self, why: str) -> None:
-        """Replace the client: paho fixes the protocol version when a client is made."""
-        log.info("falling back to MQTT 3.1.1", broker=self.where, why=why)
-        old, self._protocol = self._client, MQTTProtocolVersion.MQTTv311
+    def _switch_protocol(self, why: str) -> None:
+        """Go on with the other version; it needs a new client, as paho fixes the version when it makes one."""
+        old, spoken = self._client, self.protocol
+        v5, v311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
+        self._protocol = v311 if self._protocol == v5 else v5
+        self._unanswered = 0
+        self._switches += 1
+        log.info("changing the MQTT version", broker=self.where, was=spoken, now=self.protocol, why=why)
         self._client = self._new_client()
         old.disconnect()  # we run in its network thread, which ends once this callback returns
         self.start()
@@ -234,18 +276,28 @@ def _tls_context(settings: TlsSettings) -> ssl.SSLContext:
     return context
 
 
+# In this order: the first class that fits.
+_EXPLANATIONS: tuple[tuple[type[OSError], str], ...] = (
+    (
+        ssl.SSLCertVerificationError,
+        "the broker's certificate is not trusted: {error.verify_message}; mqtt.tls.ca_file must hold its CA",
+    ),
+    (ssl.SSLError, "TLS failed: {error.reason}; is this the broker's TLS port?"),
+    (
+        ConnectionRefusedError,
+        "nothing listens there; is the broker running, are mqtt.host and mqtt.port right?",
+    ),
+    (
+        ConnectionResetError,
+        "the broker broke the connection off; is this its port, with TLS exactly if mqtt.tls is set?",
+    ),
+    (socket.gaierror, "the host name is unknown; is mqtt.host right?"),
+    (TimeoutError, "no answer; are mqtt.host and mqtt.port right, is a firewall in between?"),
+)
+
+
 def _explain(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"the broker's certificate is not trusted: {error.verify_message}; mqtt.tls.ca_file must hold the CA that "
-            "signed it, and mqtt.host must be a name in it"
-        )
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}; is this the broker's TLS port?"
-    if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there; is the broker running, are mqtt.host and mqtt.port right?"
-    if isinstance(error, socket.gaierror):
-        return "the host name is unknown; is mqtt.host right?"
-    if isinstance(error, TimeoutError):
-        return "no answer; are mqtt.host and mqtt.port right, is a firewall in between?"
+    for kind, words in _EXPLANATIONS:
+        if isinstance(error, kind):
+            return words.format(error=error)
     return str(error) or type(error).__name__

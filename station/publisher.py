@@ -123,8 +123,11 @@ class Publisher:
         with self._changed:
             return self._changed.wait_for(lambda: self._waiting() is None, timeout)
 
-    def close(self, last: Status, timeout: float) -> int:
+    def close(self, last: Status | None, timeout: float) -> int:
         """Send what is left, then the last status, and disconnect; at most ``timeout`` seconds in all.
+
+        With None, and where the last status does not get through, we leave without a goodbye: then the broker
+        publishes the last will, ``offline``.
 
         Returns:
             How many alerts and pictures did not get to the broker.
@@ -133,15 +136,15 @@ class Publisher:
         self.drain(max(0.0, timeout - _GOODBYE_SECONDS))
         with self._changed:
             self._scores.clear()
-        self.publish(last)
+        if last is not None:
+            self.publish(last)
         with self._changed:
             told = self._changed.wait_for(
                 lambda: not self._unsent, max(0.0, deadline - _GOODBYE_SECONDS / 2 - time.monotonic())
             )
             self._closed = True
             self._changed.notify_all()
-        # Without the last status on record no goodbye: then the broker's last will says "offline".
-        if told or not self.connection.connected:
+        if (told and last is not None) or not self.connection.connected:
             self.connection.stop(max(0.0, deadline - time.monotonic()))
         return len(self._outbox)
 

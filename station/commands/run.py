@@ -1,15 +1,35 @@
 """``station run``: the daemon."""
 
+import logging
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from station import daemon, logs
 from station.settings import load_settings
 
 
 def run(
     config: Annotated[Path, typer.Option(help="Settings file, TOML.", show_default=False)],
 ) -> None:
-    """Inspect the camera's frames and publish scores and alerts, until told to stop."""
-    load_settings(config)
+    """Inspect the camera's frames and publish scores and alerts, until told to stop.
+
+    A video file or a folder is replayed and ends by itself. Exit code 0: stopped, or all alerts of the replay
+    delivered; 1: a part failed, or alerts were lost; 78: the settings cannot be used.
+
+    Example: [cyan]station run --config station.toml[/]
+    """
+    settings = load_settings(config)
+    logs.set_up(settings.log)
+    code = 0 if daemon.run(settings) else 1
+    if len(threading.enumerate()) > 1:
+        # A thread still hangs in a driver. The libraries' own clean-up would wait for it, or pull the ground from
+        # under it and crash.
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(code)
+    raise typer.Exit(code)

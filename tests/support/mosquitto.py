@@ -1,0 +1,140 @@
+"""A real Mosquitto on localhost for tests, and a client of it that remembers what it heard."""
+
+import getpass
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+
+import paho.mqtt.client as mqtt
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from typing_extensions import Self
+
+HOST = "127.0.0.1"
+
+
+def need(program: str) -> str:
+    """Path of a program, also one in sbin, which a user's PATH may lack; skips the test where there is none."""
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
+        pytest.skip(f"{program} is not installed (apt install mosquitto mosquitto-clients)")
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+class Mosquitto:
+    """``with Mosquitto(tmp_path) as broker: …``; may be killed, paused and started again on the same port.
+
+    Args:
+        folder: for its configuration and log.
+        options: more lines of mosquitto.conf.
+        users: name → password; everybody may come in if there are none.
+    """
+
+    def __init__(self, folder: Path, options: Iterable[str] = (), users: dict[str, str] | None = None) -> None:
+        self.port = free_port()
+        self._log = folder / "mosquitto.log"
+        self._config = folder / "mosquitto.conf"
+        # Started by root, mosquitto becomes another user, who may not read the test's files.
+        lines = [f"listener {self.port} {HOST}", f"user {getpass.getuser()}", *options]
+        if users:
+            file = folder / "passwords"
+            file.touch(mode=0o600)
+            for name, password in users.items():
+                subprocess.run([need("mosquitto_passwd"), "-b", file, name, password], check=True)
+            lines += ["allow_anonymous false", f"password_file {file}"]
+        else:
+            lines.append("allow_anonymous true")
+        self._config.write_text("\n".join(lines) + "\n")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [need("mosquitto"), "-v", "-c", self._config], stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + 10
+        while not _listens(self.port):
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise AssertionError(f"mosquitto does not start:\n{self._log.read_text()}")
+            time.sleep(0.02)
+
+    def pause(self) -> None:
+        """Stop it in its tracks: connections stand, nothing is answered."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+class Subscriber:
+    """A client as a plant's software would be one: subscribes to everything, remembers every message."""
+
+    def __init__(self, port: int, *, protocol: int = mqtt.MQTTv5, login: tuple[str, str] | None = None) -> None:
+        self.heard: list[mqtt.MQTTMessage] = []
+        self._changed = threading.Condition()
+        self._subscribed = threading.Event()
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=protocol)
+        if login:
+            self._client.username_pw_set(*login)
+        self._client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.on_message = self._take
+        self._port = port
+
+    def wait_for(self, found: Callable[[list[mqtt.MQTTMessage]], object], timeout: float = 20.0) -> None:
+        """Wait until ``found(heard)`` is true; says what was heard if that does not come."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: found(self.heard), timeout):
+                raise AssertionError("not heard; but: " + ", ".join(m.topic for m in self.heard))
+
+    def on(self, suffix: str) -> list[bytes]:
+        """Payloads heard so far on topics that end so."""
+        with self._changed:
+            return [message.payload for message in self.heard if message.topic.endswith(suffix)]
+
+    def _take(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        with self._changed:
+            self.heard.append(message)
+            self._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        self._client.connect(HOST, self._port)
+        self._client.loop_start()
+        assert self._subscribed.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
