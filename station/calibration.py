@@ -195,9 +195,10 @@ def fit_tail(scores: Scores) -> Tail:
     excess = ordered[n - k :] - level
     excess = excess[excess > 0]
     if np.unique(excess).size < MIN_EXCEEDANCES:
+        different = np.unique(scores).size
         raise CalibrationError(
-            f"the {n} good frames have only {np.unique(scores).size} different scores: it looks like the same "
-            "picture again and again. Is the camera frozen, or the folder full of copies?"
+            f"the {n} good frames have only {different} different score{'s' if different != 1 else ''}: it looks "
+            "like the same picture again and again. Is the camera frozen, or the folder full of copies?"
         )
     shape, scale = _zhang_stephens(excess)
     return Tail(level=float(level), fraction=excess.size / n, n_exceedances=int(excess.size), shape=shape, scale=scale)
@@ -229,10 +230,13 @@ def _zhang_stephens(excess: Scores) -> tuple[float, float]:
     m = 20 + math.isqrt(n)
     quartile = x[int(n / 4 + 0.5) - 1]
     theta = 1 / x[-1] + (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * quartile)
+    tiny = 1e-12 / x[-1]
+    theta[np.abs(theta) < tiny] = tiny  # θ = 0 is 0 / 0 below; the limit is the exponential tail
     k = -np.log1p(-theta[:, None] * x).mean(axis=1)
     log_likelihood = n * (np.log(theta / k) + k - 1)
     weight = np.exp(log_likelihood - log_likelihood.max())
     best = float((theta * weight).sum() / weight.sum())
+    best = tiny if abs(best) < tiny else best
     minus_shape = -float(np.log1p(-best * x).mean())
     return -minus_shape * n / (n + SHAPE_PRIOR_WEIGHT), minus_shape / best
 
@@ -317,7 +321,7 @@ def effective_frames(scores: Scores) -> int:
 
 def odds(probability: float) -> str:
     """A probability as people say it: "1 in 1,000"."""
-    return f"1 in {1 / probability:,.0f}" if probability < 0.1 else f"{100 * probability:.0f} in 100"
+    return f"1 in {1 / probability:,.0f}" if probability <= 0.1 else f"{100 * probability:.0f} in 100"
 
 
 def caveats(good: Scores, false_alarms: FalseAlarmThreshold, tail: Tail) -> list[str]:

@@ -17,7 +17,7 @@ Values = NDArray[np.float64]
 
 GOOD, DEFECT, ACCENT, INK, QUIET, GRID = "#2b6ca3", "#c8452f", "#111827", "#1f2937", "#6b7280", "#e5e7eb"
 _WIDTH, _HEIGHT = 620, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 18, 46, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 96, 26, 46, 50
 _MAX_DOTS = 300
 _STYLE = "font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;font-size:12px"
 

@@ -13,7 +13,8 @@ MIN_SIDE = 480
 """Smaller frames are enlarged before anything is drawn, so that boxes and caption stay readable."""
 MAX_OPACITY = 0.8
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_WHITE, _BLACK, _RED, _GREEN = (255, 255, 255), (0, 0, 0), (72, 72, 230), (110, 180, 70)
+_WHITE, _GREY, _BLACK = (255, 255, 255), (150, 150, 150), (0, 0, 0)
+_RED, _GREEN = (72, 72, 230), (110, 180, 70)
 
 
 def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, boxes: Sequence[Box] = ()) -> UInt8Array:
@@ -43,7 +44,7 @@ def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, box
     line = max(2, round(max(size) / 320))
     roi = inspection.grid.roi
     if (roi.h, roi.w) != (height, width):
-        _rectangle(picture, roi, scale, max(1, line // 2), (200, 200, 200))
+        _rectangle(picture, roi, scale, line, _GREY)
     for box in boxes:
         _rectangle(picture, box, scale, line, _WHITE)
     return np.vstack((picture, _caption(picture.shape[1], max(size), inspection.score, threshold)))
@@ -92,29 +93,37 @@ def _blend(picture: UInt8Array, heat: Float32Array) -> UInt8Array:
 
 def _rectangle(picture: UInt8Array, box: Box, scale: float, line: int, colour: tuple[int, int, int]) -> None:
     """A rectangle with a dark rim, visible on light and dark surfaces alike."""
-    corners = [(round(box.x * scale), round(box.y * scale)), (round(box.right * scale), round(box.bottom * scale))]
-    inside = [(min(x, picture.shape[1]) - 1, min(y, picture.shape[0]) - 1) for x, y in corners[1:]]
-    cv2.rectangle(picture, corners[0], inside[0], _BLACK, line + 2, cv2.LINE_AA)
-    cv2.rectangle(picture, corners[0], inside[0], colour, line, cv2.LINE_AA)
+    start = (round(box.x * scale), round(box.y * scale))
+    # The last column and row of the box, not the first ones outside: they may lie outside the picture.
+    end = (round(box.right * scale) - 1, round(box.bottom * scale) - 1)
+    cv2.rectangle(picture, start, end, _BLACK, line + 2, cv2.LINE_AA)
+    cv2.rectangle(picture, start, end, colour, line, cv2.LINE_AA)
 
 
 def _caption(width: int, longer_side: int, score: float, threshold: float | None) -> UInt8Array:
-    """Strip below the picture: verdict, score and threshold in a size that suits the picture's."""
-    height = max(24, round(longer_side / 18))
-    strip = np.full((height, width, 3), 32, np.uint8)
-    if threshold is None:
-        verdict, colour, numbers = "", _WHITE, f"score {score:.4g}"
-    else:
-        verdict, colour = ("DEFECT", _RED) if score > threshold else ("good", _GREEN)
-        numbers = f"score {score:.4g}   threshold {threshold:.4g}"
-    margin, thickness = height // 3, max(1, round(height / 20))
-    (text_width, text_height), _ = cv2.getTextSize(f"{verdict}   {numbers}", _FONT, 1.0, thickness)
-    # A narrow picture gets smaller letters, not a cut caption.
-    font_scale = min(0.45 * height / text_height, (width - 2 * margin) / text_width)
-    baseline = round((height + font_scale * text_height) / 2)
-    x = margin
-    if verdict:
-        cv2.putText(strip, verdict, (x, baseline), _FONT, font_scale, colour, thickness + 1, cv2.LINE_AA)
-        x += round(cv2.getTextSize(f"{verdict}   ", _FONT, font_scale, thickness + 1)[0][0])
-    cv2.putText(strip, numbers, (x, baseline), _FONT, font_scale, _WHITE, thickness, cv2.LINE_AA)
+    """Strip below the picture: verdict, score and threshold, in letters that suit the picture's size.
+
+    One line; where the picture is too narrow for it, one below the other.
+    """
+    texts = [(f"score {score:.4g}", _WHITE)]
+    if threshold is not None:
+        verdict = ("DEFECT", _RED) if score > threshold else ("good", _GREEN)
+        texts = [verdict, *texts, (f"threshold {threshold:.4g}", _WHITE)]
+    line = max(24, round(longer_side / 18))
+    gap = line // 3
+    thickness = max(1, round(line / 18))
+    sizes = [cv2.getTextSize(text, _FONT, 1.0, thickness)[0] for text, _ in texts]
+    scale = 0.45 * line / max(height for _, height in sizes)
+    in_a_row = sum(scale * w + 2 * gap for w, _ in sizes) <= width
+    if not in_a_row:
+        scale = min(scale, (width - 2 * gap) / max(w for w, _ in sizes))
+    strip = np.full((line if in_a_row else line * len(texts), width, 3), 32, np.uint8)
+    x = y = 0
+    for (text, colour), (text_width, text_height) in zip(texts, sizes, strict=True):
+        baseline = y + round((line + scale * text_height) / 2)
+        cv2.putText(strip, text, (x + gap, baseline), _FONT, scale, colour, thickness, cv2.LINE_AA)
+        if in_a_row:
+            x += round(scale * text_width) + 2 * gap
+        else:
+            y += line
     return strip

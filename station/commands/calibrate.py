@@ -120,10 +120,10 @@ def calibrate(
     console = Console(stderr=True)
     if out is not None and out.suffix != ".json":
         raise typer.BadParameter("must end in .json", param_hint="--out")
-    plan = _plan(config, bundle, good, defect or [], frames, out)
     rate = DEFAULT_FALSE_ALARMS if false_alarms is None else false_alarms
     if not 0 < rate < 1:
         raise typer.BadParameter("must lie between 0 and 1, such as 1e-3", param_hint="--false-alarms")
+    plan = _plan(config, bundle, good, defect or [], frames, out)
     engine = open_engine(plan.bundle, plan.engine)
     try:
         manifest = plan.bundle.manifest
