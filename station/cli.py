@@ -15,7 +15,7 @@ from engines.errors import EngineError, ImageError
 from station import __version__
 from station.calibration import CalibrationError
 from station.camera import CameraError
-from station.commands import bench, calibrate, demo, engine, inspect, run
+from station.commands import bench, calibrate, check, demo, engine, inspect, run, watch
 from station.demo.textures import DemoError
 from station.files import OutputError
 from station.settings import SettingsError
@@ -59,10 +59,10 @@ def _options(
 app.command("demo", rich_help_panel=TRY)(demo.demo)
 app.command("inspect", rich_help_panel=TRY)(inspect.inspect)
 app.command("calibrate", rich_help_panel=SET_UP)(calibrate.calibrate)
-# Set up: check
+app.command("check", rich_help_panel=SET_UP)(check.check)
 app.add_typer(engine.app, name="engine", rich_help_panel=SET_UP)
-# Operate: run, watch
 app.command("run", rich_help_panel=OPERATE)(run.run)
+app.command("watch", rich_help_panel=OPERATE)(watch.watch)
 app.command("bench", rich_help_panel=MEASURE)(bench.bench)
 
 

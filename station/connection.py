@@ -77,6 +77,7 @@ class Connection:
         self._alarm: threading.Timer | None = None  # hangs up on a broker that does not answer it
         self._connected = threading.Event()
         self._ended = threading.Event()
+        self._refused = False
         self._problem: str | None = None
         self.on_connected: Callable[[Properties | None], None] = lambda _: None
         self.on_disconnected: Callable[[], None] = lambda: None
@@ -98,6 +99,11 @@ class Connection:
     def problem(self) -> str | None:
         """Why there is no connection, in words; None while there is one or the first attempt is under way."""
         return self._problem
+
+    @property
+    def refused(self) -> bool:
+        """Whether the broker's last answer to our log-in was no."""
+        return self._refused
 
     @property
     def protocol(self) -> str:
@@ -179,9 +185,11 @@ class Connection:
     ) -> None:
         self._unanswered = 0
         self._answer_is_there()
+        self._refused = False
         if reason.value == _UNSUPPORTED_PROTOCOL and self._may_switch(client):
             self._switch_protocol("the broker refuses this version")
         elif reason.is_failure:
+            self._refused = True
             advice = _ADVICE.get(reason.value)
             self._report(f"{self.where} refused the log-in: {reason}{f'; {advice}' if advice else ''}")
         else:

@@ -21,7 +21,6 @@ import structlog
 
 from engines.bundle import Bundle, read_bundle
 from engines.engine import EngineInfo
-from engines.geometry import Box
 from engines.opening import open_engine
 from engines.tiling import Tiler
 from station import __version__, systemd
@@ -83,7 +82,7 @@ def read_verdict(settings: Settings, bundle: Bundle) -> Verdict:
 def make_tiler(settings: Settings, bundle: Bundle) -> Tiler:
     """The tiler for this bundle and the camera's region of interest."""
     roi = settings.camera.roi
-    return Tiler(bundle.manifest.preprocessing, Box(roi.x, roi.y, roi.width, roi.height) if roi is not None else None)
+    return Tiler(bundle.manifest.preprocessing, roi.box if roi else None)
 
 
 class Daemon:
@@ -319,7 +318,7 @@ class Daemon:
             image_topic=f"{self._settings.topic_prefix}/{alert_image_topic(event.id)}",
         )
         self._publisher.publish(message)
-        log.info("alert", event=event.event, id=event.id, peak_score=event.peak.score, last_frame=event.last_frame)
+        log.info("alert", change=event.event, id=event.id, peak_score=event.peak.score, last_frame=event.last_frame)
         if event.new_peak:
             peak, alerts = event.peak, self._settings.alerts
             picture = draw(peak.frame.image, peak.inspection, event.threshold, peak.boxes)
