@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,15 @@ class Critic(nn.Module):
 
 LINEAR_FEATURE_LAYER = "block0.conv1"
 FEATURE_LAYERS = (LINEAR_FEATURE_LAYER, *(f"block{i}" for i in range(len(WIDTHS))))
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def channels_last(module: M) -> M:
+    """Lay the weights out channels-last, which makes convolutions on CPUs and tensor cores faster."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's annotations
+    return module
 
 
 def glorot_(module: nn.Module) -> None:

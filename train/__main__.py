@@ -1,0 +1,5 @@
+"""``python -m train`` is ``station-train``."""
+
+from train.cli import main
+
+main()

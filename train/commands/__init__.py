@@ -1,0 +1,1 @@
+"""The commands of ``station-train``, one module each."""

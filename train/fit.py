@@ -1,0 +1,355 @@
+"""The training loop."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import structlog
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from train import checkpoint
+from train.config import FitConfig
+from train.data import TrainingImages
+from train.losses import CriticPlayer, GeneratorEncoderPlayer
+from train.networks import Critic, Encoder, Generator, channels_last
+from train.sampling import PatchSampler
+
+log = structlog.get_logger()
+
+RECORD_EVERY = 50  # steps between recorded losses; also how often a GPU is made to wait for one
+CHECKPOINT_SECONDS = 60.0
+RUNAWAY_PENALTY = 1e4  # (‖∇D‖ - 1)² this large means slopes of 100: D is no longer 1-Lipschitz in any sense
+
+
+class DivergedError(Exception):
+    """Training produced NaN or the critic ran away; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop reports after every step.
+
+    Attributes:
+        step: steps done, over all sittings of the run.
+        seconds: time spent on them.
+        fraction: share of the budget that is spent, 0..1.
+        phase: name of the phase.
+        losses: the losses last recorded (means over the steps between two records).
+        recorded: whether ``losses`` are new.
+    """
+
+    step: int
+    seconds: float
+    fraction: float
+    phase: str
+    losses: dict[str, float]
+    recorded: bool
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a step does, by how much of the budget is spent."""
+
+    name: str
+    alpha: float
+    lr: float
+
+
+def phase_at(config: FitConfig, fraction: float) -> Phase:
+    """The phase and learning rate when ``fraction`` (0..1) of the budget is spent.
+
+    Warm start first: E and G learn to reconstruct by the consistency loss alone; then D joins (docs/decisions). Each
+    phase's rate falls on a cosine from its full value to ``final_lr`` of it.
+    """
+    warm = config.warm_start
+    if fraction < warm:
+        return Phase("warm start", 1.0, _cosine(config.warm_lr, config.final_lr, fraction / warm))
+    within = (fraction - warm) / (1 - warm) if warm < 1 else 1.0
+    return Phase(
+        "adversarial" if config.alpha < 1 else "consistency", config.alpha, _cosine(config.lr, config.final_lr, within)
+    )
+
+
+def _cosine(lr: float, final: float, t: float) -> float:
+    return lr * (final + (1 - final) * (1 + math.cos(math.pi * min(t, 1.0))) / 2)
+
+
+def players_at(step: int, d_iter: int) -> tuple[bool, bool]:
+    """Who trains in ``step`` (from 1) of the adversarial phase: (E and G, D).
+
+    With ``d_iter`` 0 both, always. Else the authors' schedule: both in the first step, then ``d_iter`` steps of D for
+    one of E and G (REFERENCE item 6).
+    """
+    if d_iter == 0 or step == 1:
+        return True, True
+    generator_turn = step % (d_iter + 1) == 0
+    return generator_turn, not generator_turn
+
+
+class Trainer:
+    """Networks, optimizers and random state of one run; advances by one step at a time."""
+
+    def __init__(self, config: FitConfig, data: TrainingImages, fabric: Fabric) -> None:
+        self.config = config
+        self.data = data
+        self.fabric = fabric
+        torch.manual_seed(config.seed)
+        arch = config.architecture
+        encoder, generator = channels_last(Encoder(arch)), channels_last(Generator(arch))
+        critic = channels_last(Critic(arch))
+        ge_player, d_player = GeneratorEncoderPlayer(encoder, generator), CriticPlayer(critic)
+        self.encoder, self.generator, self.critic = encoder, generator, critic
+        fused = fabric.device.type == "cuda"
+        self.ge_player, self.ge_optimizer = fabric.setup(
+            ge_player,
+            torch.optim.Adam(
+                ge_player.parameters(), lr=config.lr, betas=config.betas_ge, eps=config.adam_eps, fused=fused
+            ),
+        )
+        self.d_player, self.d_optimizer = fabric.setup(
+            d_player,
+            torch.optim.Adam(
+                d_player.parameters(), lr=config.lr, betas=config.betas_d, eps=config.adam_eps, fused=fused
+            ),
+        )
+        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        self.ema_encoder = AveragedModel(encoder, multi_avg_fn=average)
+        self.ema_generator = AveragedModel(generator, multi_avg_fn=average)
+        self.sampler = PatchSampler(
+            data.images, arch.image_size, rotate=config.rotate, flip=config.flip, device=fabric.device
+        )
+        self.random = torch.Generator().manual_seed(config.seed * 1_000_003 + fabric.global_rank)
+        self.step = 0
+        self.adversarial_step = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+        self.best_auroc: float | None = None
+
+    @property
+    def averaged(self) -> tuple[Encoder, Generator]:
+        """E and G with averaged weights, which is what inference uses."""
+        return cast("Encoder", self.ema_encoder.module), cast("Generator", self.ema_generator.module)
+
+    def advance(self, phase: Phase) -> dict[str, Tensor]:
+        """One training step; returns the losses it saw before updating, by name."""
+        config, fabric = self.config, self.fabric
+        n = config.batch_size
+        x = self.sampler.sample(n, self.random)
+        z = torch.randn(n, config.latent_size, generator=self.random).to(fabric.device)
+        eps = torch.rand(n, 1, generator=self.random).to(fabric.device)
+        self.step += 1
+        if phase.alpha < 1.0:
+            self.adversarial_step += 1
+            train_ge, train_d = players_at(self.adversarial_step, config.d_iter)
+        else:
+            train_ge, train_d = True, False
+        return self.update(x, z, eps, phase, train_ge=train_ge, train_d=train_d)
+
+    def update(
+        self, x: Tensor, z: Tensor, eps: Tensor, phase: Phase, *, train_ge: bool, train_d: bool
+    ) -> dict[str, Tensor]:
+        """Update E and G, D, or both, from the losses at the weights before the step (as the authors' train_step)."""
+        losses: dict[str, Tensor] = {}
+        if train_ge:
+            # D's weights take no part in this backward pass; its input gradient does.
+            self.critic.requires_grad_(requires_grad=False)
+            ge = self.ge_player(x, z, phase.alpha, self.critic if phase.alpha < 1.0 else None)
+            self.critic.requires_grad_(requires_grad=True)
+            losses |= {k: v for k, v in ge.items() if k != "total"}
+        if train_d:
+            with torch.no_grad(), self.fabric.autocast():
+                encoded, generated = self.encoder(x), self.generator(z)
+            d = self.d_player(x, encoded, generated, z, eps, self.config.gp_weight)
+            losses |= {k: v for k, v in d.items() if k != "total"}
+        if train_ge:
+            self._apply(self.ge_optimizer, ge["total"], phase.lr)
+            if self.step % self.config.ema_every == 0:
+                self.ema_encoder.update_parameters(self.encoder)
+                self.ema_generator.update_parameters(self.generator)
+        if train_d:
+            self._apply(self.d_optimizer, d["total"], phase.lr)
+        return {k: v.detach() for k, v in losses.items()}
+
+    def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint needs to go on exactly here."""
+        return {
+            "config": self.config.model_dump_json(by_alias=True),
+            "colour": self.data.colour,
+            "images": [str(p) for p in self.data.paths],
+            "fingerprint": self.data.fingerprint,
+            "step": self.step,
+            "adversarial_step": self.adversarial_step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "selected_auroc": None,
+            "best_auroc": self.best_auroc,
+            "encoder": self.encoder.state_dict(),
+            "generator": self.generator.state_dict(),
+            "critic": self.critic.state_dict(),
+            "ema_encoder": self.ema_encoder.module.state_dict(),
+            "ema_generator": self.ema_generator.module.state_dict(),
+            "ema_updates": int(self.ema_encoder.n_averaged),
+            "ge_optimizer": self.ge_optimizer.state_dict(),
+            "d_optimizer": self.d_optimizer.state_dict(),
+            "random": self.random.get_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.step, self.adversarial_step = state["step"], state["adversarial_step"]
+        self.seconds, self.history, self.best_auroc = state["seconds"], state["history"], state["best_auroc"]
+        for name in ("encoder", "generator", "critic", "ge_optimizer", "d_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("ema_encoder", "ema_generator"):
+            averaged = getattr(self, name)
+            averaged.module.load_state_dict(state[name])
+            averaged.n_averaged.fill_(state["ema_updates"])
+        self.random.set_state(state["random"])
+
+
+class Interrupted:
+    """Becomes true on SIGINT or SIGTERM, so that the loop ends between two steps and saves."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = number
+
+    @contextmanager
+    def listening(self) -> Iterator["Interrupted"]:
+        """Catch both signals; a second Ctrl-C interrupts at once."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number in before:
+                signal.signal(number, self._note)
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Recorder:
+    """Means of the losses between two records; finds NaN and a critic that runs away."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._told = False
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Take in one step's losses, without waiting for the device."""
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self, step: int) -> dict[str, float]:
+        """The means since the last call.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        if broken:
+            raise DivergedError(
+                f"{' and '.join(broken)} became NaN or infinite between steps {step - RECORD_EVERY} and {step}. "
+                "The last good checkpoint is kept. Start a new run with a lower --lr, or a larger --gp-weight."
+            )
+        if not self._told and means.get("gradient_penalty", 0.0) > RUNAWAY_PENALTY:
+            self._told = True
+            log.warning(
+                "the critic is running away: its slopes are far from 1; consider a lower --lr or a larger --gp-weight",
+                step=step,
+                gradient_penalty=means["gradient_penalty"],
+            )
+        return means
+
+
+def train(
+    trainer: Trainer,
+    run: Path,
+    *,
+    on_step: Callable[[Progress], None],
+    select: Callable[[Trainer], float] | None = None,
+    select_every: int = 1000,
+) -> bool:
+    """Run the loop until the budget is spent or a signal comes; always ends with a checkpoint.
+
+    Args:
+        trainer: fresh, or restored from a checkpoint.
+        run: folder of the run.
+        on_step: called after each step, for progress bars and pictures.
+        select: image auROC on test data, for ``protocol: paper`` only; the best weights go to ``best.pt``.
+        select_every: steps between two selections (the authors' 1,000).
+
+    Returns:
+        Whether the budget was spent (False: interrupted).
+
+    Raises:
+        DivergedError: NaN; the checkpoint of before is kept.
+    """
+    config, fabric = trainer.config, trainer.fabric
+    recorder, interrupted = Recorder(), Interrupted()
+    started = time.monotonic() - trainer.seconds
+    saved_at = time.monotonic()
+    losses: dict[str, float] = trainer.history[-1] if trainer.history else {}
+    with interrupted.listening():
+        while True:
+            trainer.seconds = time.monotonic() - started
+            fraction = spent(config, trainer.step, trainer.seconds)
+            stop = bool(interrupted)
+            if fabric.world_size > 1:  # all processes must agree on the clock
+                fraction, stop = fabric.broadcast((fraction, stop))
+            if fraction >= 1.0 or stop:
+                break
+            phase = phase_at(config, fraction)
+            recorder.add(trainer.advance(phase))
+            record = trainer.step % RECORD_EVERY == 0
+            if record:
+                losses = recorder.take(trainer.step)
+                trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 3), **losses})
+            if select is not None and trainer.step % select_every == 0:
+                _keep_best(trainer, run, select(trainer))
+            if record and fabric.is_global_zero and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                checkpoint.save(run / checkpoint.CHECKPOINT_FILE, trainer.state())
+                saved_at = time.monotonic()
+            on_step(Progress(trainer.step, trainer.seconds, fraction, phase.name, losses, record))
+        if fabric.is_global_zero:
+            checkpoint.save(run / checkpoint.CHECKPOINT_FILE, trainer.state())
+        fabric.barrier()
+    return not stop
+
+
+def spent(config: FitConfig, step: int, seconds: float) -> float:
+    """Share of the budget used up, 0 to 1."""
+    by_steps = step / config.steps if config.steps else 0.0
+    by_time = seconds / (60.0 * config.minutes) if config.minutes else 0.0
+    return min(max(by_steps, by_time), 1.0)
+
+
+def _keep_best(trainer: Trainer, run: Path, auroc: float) -> None:
+    if trainer.best_auroc is None or auroc > trainer.best_auroc:
+        trainer.best_auroc = auroc
+        if trainer.fabric.is_global_zero:
+            checkpoint.save(run / checkpoint.BEST_FILE, {**trainer.state(), "selected_auroc": auroc})
