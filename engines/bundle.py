@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -41,15 +42,16 @@ MAX_OTHER_FILE_BYTES = 64 * MIB
 MAX_BUNDLE_BYTES = 1024 * MIB
 
 _COPY_AGAIN = "the bundle was altered or not copied completely; copy it again from where it was exported"
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"  # and its version, 1.0
 _NPY_HEADER_BYTES = 4096
-_BROKEN_NPZ = (  # what zipfile, zlib and numpy raise on damaged data
+_BROKEN_NPZ = (  # what zipfile, zlib and numpy raise on damage
     ValueError,
     KeyError,
     EOFError,
     OSError,
     NotImplementedError,
     RuntimeError,
-    SyntaxError,
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -261,9 +263,9 @@ def _selftest_arrays(patch_size: int) -> dict[str, tuple[tuple[int, ...], np.dty
     n, P = SELFTEST_PATCHES, patch_size
     return {
         "patches": ((n, P, P, 3), np.dtype(np.uint8)),
-        "reconstruction_error": ((n,), np.dtype(np.float64)),
-        "feature_error": ((n,), np.dtype(np.float64)),
-        "residual": ((n, P, P), np.dtype(np.float64)),
+        "reconstruction_error": ((n,), np.dtype("<f8")),
+        "feature_error": ((n,), np.dtype("<f8")),
+        "residual": ((n, P, P), np.dtype("<f8")),
     }
 
 
@@ -305,19 +307,21 @@ def _parse_selftest(path: Path, data: bytes, patch_size: int) -> SelfTest:
 def _read_array(
     archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]
 ) -> NDArray[np.generic]:
-    """Like np.load, but nothing is allocated that has not the shape and dtype that we know it must have."""
-    entry_name = f"{name}.npy"
+    """Stricter than np.load: the header must be the one we know; nothing is evaluated, nothing larger is unpacked."""
+    info = archive.getinfo(f"{name}.npy")
     size = math.prod(shape) * dtype.itemsize
-    # ZipFile.open never yields more bytes than the archive's directory declares.
-    if archive.getinfo(entry_name).file_size > size + _NPY_HEADER_BYTES:
+    # ZipFile.read never yields more bytes than the archive's directory declares.
+    if info.file_size > size + _NPY_HEADER_BYTES:
         raise ValueError(f"{name} unpacks to more than its {size} bytes")
-    with archive.open(entry_name) as entry:
-        if np.lib.format.read_magic(entry) != (1, 0):
-            raise ValueError(f"{name} has an unknown npy version")
-        found = np.lib.format.read_array_header_1_0(entry)
-        if found != (shape, False, dtype):
-            raise ValueError(f"{name} has shape, order, dtype {found}, not {(shape, False, dtype)}")
-        return np.frombuffer(entry.read(), dtype).reshape(shape)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} has an unknown compression")
+    data = archive.read(info)
+    start = len(_NPY_MAGIC) + 2 + int.from_bytes(data[len(_NPY_MAGIC) : len(_NPY_MAGIC) + 2], "little")
+    header = data[len(_NPY_MAGIC) + 2 : start].decode("latin-1").strip()
+    wanted = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    if not data.startswith(_NPY_MAGIC) or header != wanted:
+        raise ValueError(f"{name} is {header[:200]!r}, not {wanted!r}")
+    return np.frombuffer(data, dtype, offset=start).reshape(shape)
 
 
 def _replaceable(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The self-test: an engine must reproduce the outputs stored in its bundle, on this device, before it may serve."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,9 @@ def _relative_error(scores: PatchScores, bundle: Bundle, name: str, order: NDArr
     expected = getattr(bundle.selftest.expected, name)
     found = getattr(scores, name)
     if found.shape != expected[order].shape or not np.isfinite(found).all():
-        return float("inf")
-    difference = np.abs(found.astype(np.float64) - expected[order]).max()
-    # An output that is 0 for all patches must be 0.
-    return float(difference / (np.abs(expected).max() or np.finfo(np.float64).tiny))
+        return math.inf
+    difference = float(np.abs(found.astype(np.float64) - expected[order]).max())
+    largest = float(np.abs(expected).max())
+    if largest == 0.0:
+        return 0.0 if difference == 0.0 else math.inf
+    return difference / largest
