@@ -22,6 +22,7 @@ from station.demo.subscriber import PICTURES, Subscriber
 from station.demo.tally import Tally
 from station.demo.textures import DemoError, photograph
 from station.demo.training_images import good_frames, write_training_images
+from station.files import write_file
 from station.settings import ENV_PREFIX, LogSettings
 
 BUNDLE = Path(manifest.__file__).parent / "bundled" / "brick"
@@ -50,7 +51,7 @@ protocol = "3.1.1"  # all that the demo's broker speaks; leave it out for a brok
 
 
 def demo(
-    frames: Annotated[int, typer.Option(min=20, max=100_000, help="Frames that the line runs.")] = DEFAULT_FRAMES,
+    frames: Annotated[int, typer.Option(min=20, max=10_000, help="Frames that the line runs.")] = DEFAULT_FRAMES,
     seed: Annotated[
         int, typer.Option(min=0, max=999_999, help="Another seed: other defects, places and light.")
     ] = DEFAULT_SEED,
@@ -106,7 +107,8 @@ def demo(
         console.print(f"[bold]2[/]  station calibrate, on {N_CALIBRATION} good frames of the line", highlight=False)
         with console.status("scoring good frames"):
             _calibrate(bundle, out, log)
-        settings.write_text(
+        write_file(
+            settings,
             _SETTINGS.format(
                 bundle=to_json(str(bundle.resolve())).decode(),  # a JSON string is a TOML string
                 seed=seed,
@@ -114,8 +116,7 @@ def demo(
                 fps=f"fps = {fps}\n" if fps else "",
                 host=HOST,
                 port=broker.port,
-            ),
-            encoding="utf-8",
+            ).encode(),
         )
         console.print(
             f"[bold]3[/]  station run, on {frames} frames with {len(tally.line.planted)} planted defects\n",
@@ -128,14 +129,10 @@ def demo(
 
 
 def _clear(out: Path) -> None:
-    """Make the folder, without what an earlier run left there and would be mistaken for this one's."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path in out.glob(PICTURES):
-            path.unlink()
-        (out / "station.log").write_bytes(b"")
-    except OSError as error:
-        raise DemoError(f"cannot write to {out}: {error}") from error
+    """Empty the log and remove an earlier run's pictures, which would be mistaken for this one's."""
+    write_file(out / "station.log", b"")
+    for path in out.glob(PICTURES):
+        path.unlink()
 
 
 def _calibrate(bundle: Path, out: Path, log: Path) -> None:

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from engines.engine import UInt8Array
+from station.demo.sample_line import Planted, SampleLine
 from station.demo.tally import Tally
 
 _COLUMNS = 5
@@ -22,20 +23,29 @@ def draw_contact_sheet(tally: Tally, pictures: dict[str, UInt8Array]) -> UInt8Ar
     line = tally.line
     tiles = []
     for i, planted in enumerate(line.planted):
-        ids = [id_ for id_ in tally.alerts_for(i) if id_ in pictures]
-        if ids:
-            tiles.append(_tile(pictures[ids[0]], f"{planted.kind}: found", _GREEN))
-        else:
-            frames = planted.frames(line.n_frames)
-            missed = not tally.alerts_for(i)
-            frame = line.frame(frames[len(frames) // 2])
-            tiles.append(_tile(frame, f"{planted.kind}: {'missed' if missed else 'found'}", _RED if missed else _GREEN))
+        ids = tally.alerts_for(i)
+        shown = next((pictures[id_] for id_ in ids if id_ in pictures), None)
+        if shown is None:
+            shown = _pointed_out(line, planted)
+        tiles.append(_tile(shown, f"{planted.kind}: {'found' if ids else 'missed'}", _GREEN if ids else _RED))
     tiles += [_tile(pictures[id_], "false alarm", _RED) for id_ in tally.false_alarms if id_ in pictures]
     if not tiles:
         return None
     blank = np.full_like(tiles[0], 255)
     tiles += [blank] * (-len(tiles) % _COLUMNS)
     return np.vstack([np.hstack(tiles[i : i + _COLUMNS]) for i in range(0, len(tiles), _COLUMNS)])
+
+
+def _pointed_out(line: SampleLine, planted: Planted) -> UInt8Array:
+    """A frame that shows the defect, with the defect framed."""
+    frames = planted.frames(line.n_frames)
+    index = frames[len(frames) // 2]
+    frame = line.frame(index)
+    box = planted.box(index)
+    if box is not None:
+        around = box.grown(4)
+        cv2.rectangle(frame, (around.x, around.y), (around.right, around.bottom), _RED, 1)
+    return frame
 
 
 def _tile(picture: UInt8Array, caption: str, colour: tuple[int, int, int]) -> UInt8Array:

@@ -20,6 +20,7 @@ from station.connection import Connection
 from station.demo.contact_sheet import draw_contact_sheet
 from station.demo.tally import Tally
 from station.demo.textures import DemoError
+from station.files import write_file
 from station.messages import Alert, Score, Status
 from station.settings import MqttSettings
 
@@ -104,7 +105,7 @@ class Subscriber:
 
     def summarize(self) -> None:
         """Print the table of what was found and write the contact sheet."""
-        table = Table(title="\nPlanted defects", title_justify="left", title_style="bold")
+        table = Table()
         table.add_column("kind")
         for heading in ("planted", "found", "missed"):
             table.add_column(heading, justify="right")
@@ -114,6 +115,7 @@ class Subscriber:
         table.add_section()
         n, n_found = (sum(column) for column in zip((0, 0), *counts.values(), strict=True))
         table.add_row("all", *map(str, (n, n_found, n - n_found)), style="bold")
+        self._console.print()
         self._console.print(table)
         false_alarms = len(self._tally.false_alarms)
         colour = "red" if false_alarms else "green"
@@ -121,10 +123,11 @@ class Subscriber:
         self._console.print(self._rate())
         sheet = draw_contact_sheet(self._tally, self.pictures)
         if sheet is not None:
-            (self._out / CONTACT_SHEET).write_bytes(cv2.imencode(".jpg", sheet)[1].tobytes())
+            write_file(self._out / CONTACT_SHEET, cv2.imencode(".jpg", sheet)[1].tobytes())
             self._console.print(
-                f"Pictures: all on one in [bold]{escape(str(self._out / CONTACT_SHEET))}[/], "
-                f"one for each alert in {escape(str(self._out / PICTURES))}"
+                f"Pictures: [bold]{escape(str(self._out / CONTACT_SHEET))}[/] shows all, "
+                f"{escape(str(self._out / PICTURES))} one alert each",
+                soft_wrap=True,
             )
 
     def _subscribe(self) -> None:
@@ -138,7 +141,7 @@ class Subscriber:
             self._tell(Alert.model_validate_json(payload))
         elif topic.startswith("alert/"):
             id_ = topic.split("/")[1]
-            (self._out / PICTURES.replace("*", id_)).write_bytes(payload)
+            write_file(self._out / PICTURES.replace("*", id_), payload)
             picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
             self.pictures[id_] = np.asarray(picture, np.uint8)
         elif topic == "status":
@@ -147,20 +150,18 @@ class Subscriber:
     def _tell(self, alert: Alert) -> None:
         found = self._tally.take(alert)
         if alert.event == "open":
-            box = alert.boxes[0]
-            said = (
-                f"[bold red]alert opens[/]   score {alert.score:.0f} is over {alert.threshold:.0f}, "
-                f"{box.w} x {box.h} pixels at ({box.x}, {box.y})"
-            )
+            said = f"[bold red]alert opens[/]   score {alert.score:.0f} over {alert.threshold:.0f}"
         elif alert.event == "close":
             kinds = " and ".join(self._tally.line.planted[i].kind for i in sorted(found))
             said = (
-                f"[bold green]alert closes[/]  seen in frames {alert.first_frame} to {alert.last_frame}, peak score "
-                f"{alert.peak_score:.0f}; {'planted there: ' + kinds if kinds else '[red]nothing planted there[/]'}"
+                f"[bold green]alert closes[/]  last seen in {alert.last_frame}, peak {alert.peak_score:.0f}: "
+                f"{f'[bold]{kinds}[/]' if kinds else '[bold red]false alarm[/]'}"
             )
         else:
             return
-        self._console.print(f"frame {self.scores[-1].frame if self.scores else 0:4}  {said}", highlight=False)
+        # A close comes some quiet frames after the last one that showed the defect.
+        frame = max(alert.last_frame, self.scores[-1].frame if self.scores else 0)
+        self._console.print(f"frame {frame:4}  {said}", highlight=False)
 
     def _rate(self) -> str:
         frames = self.scores[-1].frame if self.scores else 0

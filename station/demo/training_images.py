@@ -11,6 +11,7 @@ from engines.engine import UInt8Array
 from station.demo.defects import KINDS
 from station.demo.sample_line import HEIGHT, PITCH, STEP, SampleLine
 from station.demo.textures import DemoError
+from station.files import write_file
 
 N_TRAIN = 400  # with a step of 24 rows on the training belt, about every third row starts a frame
 N_TEST_GOOD = 100
@@ -26,18 +27,14 @@ def write_training_images(out: Path) -> None:
         out: folder to write to; made if it does not exist.
 
     Raises:
-        DemoError: the folder holds files already or cannot be written, or the photograph is missing.
+        DemoError: the folder holds files already, or the photograph is missing.
+        OutputError: the folder cannot be written.
     """
     if out.is_dir() and any(out.iterdir()):
         raise DemoError(f"{out} is not empty; name a new folder for the training images")
     total = N_TRAIN + N_TEST_GOOD + 2 * N_TEST_PER_KIND * len(KINDS)
     for name, grey in track(_pictures(), total=total, description="training images"):
-        path = out / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(cv2.imencode(".png", grey)[1].tobytes())
-        except OSError as error:
-            raise DemoError(f"cannot write {path}: {error.strerror}") from error
+        write_file(out / name, cv2.imencode(".png", grey)[1].tobytes())
 
 
 def good_frames(n: int) -> Iterator[UInt8Array]:
