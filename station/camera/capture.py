@@ -187,8 +187,8 @@ class Capture:
                 return
             failures = failures + 1 if self._frames == frames else 1
             pause = self._pause(failures)
-            self._report(reason, pause)
             self._close()
+            self._report(reason, pause)
             self._stopping.wait(pause)
 
     def _read_until_lost(self) -> str:

@@ -2,24 +2,22 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from station.camera import Capture
+from station.camera import Capture, CaptureStats
 from station.frames import Frame
 from station.settings import CameraSettings
 from tests.support.mjpeg_server import MjpegServer, number_of
 from tests.support.rtsp_camera import RtspCamera, why_no_rtsp_server
 
 PATIENCE = 30  # seconds until a test gives up waiting
-_pause = threading.Event()
 
 
-def settings_for(url: str, *, read_timeout: float = 0.5, policy: str = "auto") -> CameraSettings:
+def settings_for(url: str, *, read_timeout: float, policy: str = "auto") -> CameraSettings:
     return CameraSettings.model_validate(
         {
             "url": url,
@@ -37,14 +35,22 @@ def next_frame(capture: Capture) -> Frame:
     return frame
 
 
-def wait_for_fault(capture: Capture, accept: Callable[[str], bool] = bool) -> str:
+def wait_for(capture: Capture, condition: Callable[[CaptureStats], bool]) -> CaptureStats:
+    """Take frames until the statistics are as they should be."""
     for _ in range(PATIENCE * 100):
-        capture.get(0)
-        fault = capture.stats.fault
-        if fault is not None and accept(fault):
-            return fault
-        _pause.wait(0.01)
-    raise AssertionError(f"no such fault: {capture.stats}")
+        capture.get(0.01)
+        stats = capture.stats
+        if condition(stats):
+            return stats
+    raise AssertionError(f"waited in vain: {capture.stats}")
+
+
+def says(*reasons: str) -> Callable[[CaptureStats], bool]:
+    return lambda stats: any(reason in (stats.fault or "") for reason in reasons)
+
+
+def is_well(stats: CaptureStats) -> bool:
+    return stats.connected and stats.fault is None
 
 
 @pytest.mark.parametrize("content_length", [True, False])
@@ -62,14 +68,14 @@ def test_mjpeg_gives_the_pictures_in_order(*, content_length: bool) -> None:
 
 
 def test_mjpeg_that_falls_silent_is_a_fault_until_it_speaks_again() -> None:
-    with MjpegServer() as camera, Capture(settings_for(camera.url)) as capture:
+    with MjpegServer() as camera, Capture(settings_for(camera.url, read_timeout=1)) as capture:
         next_frame(capture)
         camera.stall()
-        wait_for_fault(capture, lambda fault: fault.startswith("no frame for 1 s"))
-        assert not capture.stats.connected
+        stats = wait_for(capture, says("sent no frame for 1 s", "no answer for 1 s"))
+        assert not stats.connected
+        assert str(stats.fault).startswith("no frame for")
         camera.resume()
-        next_frame(capture)
-        assert (capture.stats.connected, capture.stats.fault, capture.stats.reconnects) == (True, None, 1)
+        assert wait_for(capture, is_well).reconnects >= 1
         assert camera.connections >= 2
 
 
@@ -96,12 +102,10 @@ def test_a_picture_cut_by_a_broken_connection_is_never_handed_over() -> None:
 def test_a_camera_that_comes_late_is_found() -> None:
     with MjpegServer() as camera:
         port, url = camera.port, camera.url
-    with Capture(settings_for(url)) as capture:
-        fault = wait_for_fault(capture)
-        assert f"cannot open {url}: 127.0.0.1 port {port}: Connection refused" in fault
+    with Capture(settings_for(url, read_timeout=5)) as capture:
+        wait_for(capture, says(f"cannot open {url}: 127.0.0.1 port {port}: Connection refused"))
         with MjpegServer(port=port):
-            next_frame(capture)
-            assert (capture.stats.fault, capture.stats.reconnects) == (None, 0)
+            assert wait_for(capture, is_well).reconnects == 0
 
 
 def test_credentials_with_special_characters_work() -> None:
@@ -114,22 +118,22 @@ _TRY_TO_READ = """
 import sys
 from station.camera import Capture
 from station.settings import CameraSettings
-with Capture(CameraSettings(url=sys.argv[1], read_timeout=1, reconnect_min=0.01, reconnect_max=0.02)) as capture:
-    while (fault := capture.stats.fault) is None:
-        capture.get(0.01)
-    print("fault:", fault)
+for url in sys.argv[1:]:
+    with Capture(CameraSettings(url=url, read_timeout=1, reconnect_min=0.01, reconnect_max=0.02)) as capture:
+        while (fault := capture.stats.fault) is None or "cannot open" not in fault:
+            capture.get(0.01)
+        print("fault:", fault)
 """
 
 
-@pytest.mark.parametrize("scheme", ["http", "rtsp"])
-@pytest.mark.parametrize("there", [True, False])
-def test_a_password_appears_in_no_output_whatever_fails(scheme: str, *, there: bool) -> None:
+def test_a_password_appears_in_no_output_whatever_fails() -> None:
     """The whole output of a process: our log, OpenCV's and FFmpeg's."""
     with MjpegServer(credentials=("admin", "right")) as camera:
-        port = camera.port if there else 1
-        url = f"{scheme}://admin:sekrit@127.0.0.1:{port}/stream.mjpg"
-        child = subprocess.run([sys.executable, "-c", _TRY_TO_READ, url], capture_output=True, text=True, check=True)
-    assert f"fault: cannot open {scheme}://***@127.0.0.1:{port}/stream.mjpg" in child.stdout
+        hosts = [f"{scheme}://{{}}@127.0.0.1:{port}/x" for scheme in ("http", "rtsp") for port in (camera.port, 1)]
+        command = [sys.executable, "-c", _TRY_TO_READ, *(host.format("admin:sekrit") for host in hosts)]
+        child = subprocess.run(command, capture_output=True, text=True, check=True)
+    for host in hosts:
+        assert f"cannot open {host.format('***')}" in child.stdout
     assert "sekrit" not in child.stdout + child.stderr
 
 
@@ -158,13 +162,11 @@ def test_rtsp_that_freezes_or_restarts_is_found_again(rtsp_camera: RtspCamera) -
     with Capture(settings_for(rtsp_camera.url, read_timeout=2)) as capture:
         next_frame(capture)
         rtsp_camera.freeze()
-        fault = wait_for_fault(capture, lambda fault: "sent no frame for 2 s" in fault or "no answer" in fault)
-        assert "sekrit" not in fault
+        stats = wait_for(capture, says("sent no frame for 2 s", "no answer for 2 s"))
+        assert "sekrit" not in str(stats.fault)
         rtsp_camera.thaw()
-        next_frame(capture)
-        assert (capture.stats.fault, capture.stats.reconnects) == (None, 1)
+        assert wait_for(capture, is_well).reconnects >= 1
         rtsp_camera.kill()
-        wait_for_fault(capture, lambda fault: "Connection refused" in fault)
+        wait_for(capture, says("Connection refused"))
         rtsp_camera.start()
-        next_frame(capture)
-        assert (capture.stats.fault, capture.stats.reconnects) == (None, 2)
+        assert wait_for(capture, is_well).reconnects >= 2
