@@ -48,9 +48,10 @@ def bench(
 ) -> None:
     """Measure how fast this machine inspects: frames per second, and milliseconds by stage.
 
-    Shows synthetic frames to the same code as [bold]station run[/], without camera and broker: prepare (region, resize,
-    colour, patches), infer (the engine), judge (patch scores to frame score). p50 is the median; p99 is what one
-    frame in a hundred exceeds. Ctrl-C ends early with what was measured.
+    Shows synthetic frames to the same code as [bold]station run[/], without camera
+    and broker: prepare (region, resize, colour, patches), infer (the engine),
+    judge (patch scores to frame score). p50 is the median; p99 is what one frame
+    in a hundred exceeds. Ctrl-C ends early with what was measured.
 
     Example: [cyan]station bench --bundle bundle --size 1280x1024[/]
     """

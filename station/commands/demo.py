@@ -82,14 +82,16 @@ def demo(
 ) -> None:
     """See it work: a sample line with planted defects, the daemon and a broker, all on this machine.
 
-    A web of bricks runs under a camera whose light drifts. Scratches, stains, holes, threads and dents are planted
-    on it, and the station is told of none of them. It sets its threshold from good frames
-    ([bold]station calibrate[/]), inspects the line ([bold]station run[/]) and reports over MQTT to a broker that lives
-    as long as the demo. Alerts are printed as they open and close; at the end a table says how many of the planted
-    defects were found, and how many alarms were false.
+    A web of bricks runs under a camera whose light drifts. Scratches, stains,
+    holes, threads and dents are planted on it, and the station is told of none
+    of them. It sets its threshold from good frames ([bold]station calibrate[/]),
+    inspects the line ([bold]station run[/]) and reports over MQTT to a broker that
+    lives as long as the demo. Alerts are printed as they open and close; at the
+    end a table says how many of the planted defects were found, and how many
+    alarms were false.
 
-    Ends by itself within a minute. The exit code is 0 if it ran, whatever it found. The settings file stays in DIR,
-    as a pattern for your own station.
+    Ends by itself within a minute. The exit code is 0 if it ran, whatever it
+    found. The settings file stays in DIR, as a pattern for your own station.
     """
     if training_images is not None:
         write_training_images(training_images)

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from engines.engine import UInt8Array
+from engines.geometry import Box
 from station.connection import Connection
 from station.demo.contact_sheet import draw_contact_sheet
 from station.demo.tally import Tally
@@ -148,7 +149,7 @@ class Subscriber:
             self._stopped = Status.model_validate_json(payload).state == "stopped"
 
     def _tell(self, alert: Alert) -> None:
-        found = self._tally.take(alert)
+        found = self._tally.take(alert.id, alert.last_frame, [Box(r.x, r.y, r.w, r.h) for r in alert.boxes])
         if alert.event == "open":
             said = f"[bold red]alert opens[/]   score {alert.score:.0f} over {alert.threshold:.0f}"
         elif alert.event == "close":

@@ -1,10 +1,10 @@
 """What the station found of what was planted: alerts beside the ground truth, in time and place."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engines.geometry import Box
 from station.demo.sample_line import SampleLine
-from station.messages import Alert
 
 
 @dataclass(slots=True)
@@ -22,12 +22,21 @@ class Tally:
     line: SampleLine
     alerts: dict[str, set[int]] = field(default_factory=dict)
 
-    def take(self, alert: Alert) -> set[int]:
-        """Take a message of an alert; returns what its alert has found so far, as indices of ``line.planted``."""
-        found = self.alerts.setdefault(alert.id, set())
-        boxes = [Box(r.x, r.y, r.w, r.h) for r in alert.boxes]
+    def take(self, id_: str, frame: int, boxes: Iterable[Box]) -> set[int]:
+        """Take one message of an alert.
+
+        Args:
+            id_: of the alert.
+            frame: that its boxes belong to; counted from 1, as the station does.
+            boxes: frame pixels.
+
+        Returns:
+            What the alert has found so far, as indices of ``line.planted``.
+        """
+        found = self.alerts.setdefault(id_, set())
+        boxes = tuple(boxes)
         for i, planted in enumerate(self.line.planted):
-            place = planted.box(alert.last_frame - 1)  # the station counts frames from 1
+            place = planted.box(frame - 1)
             if place is not None and any(box.intersects(place) for box in boxes):
                 found.add(i)
         return found

@@ -1,33 +1,10 @@
-from datetime import datetime, timezone
-
 import numpy as np
 import pytest
 
+from engines.geometry import Box
 from station.demo.contact_sheet import draw_contact_sheet
 from station.demo.sample_line import SampleLine
 from station.demo.tally import Tally
-from station.messages import Alert, Rectangle
-
-NOW = datetime(2024, 1, 1, tzinfo=timezone.utc)
-
-
-def make_alert(id_, frame, boxes, event="open"):
-    return Alert(
-        seq=1,
-        at=NOW,
-        event=event,
-        id=id_,
-        dedupe_key=f"{id_}/{event}",
-        opened_at=NOW,
-        first_frame=frame,
-        last_frame=frame,
-        score=2.0,
-        peak_score=2.0,
-        threshold=1.0,
-        boxes=tuple(Rectangle(x=b[0], y=b[1], w=b[2], h=b[3]) for b in boxes),
-        frame_width=256,
-        frame_height=256,
-    )
 
 
 @pytest.fixture
@@ -43,7 +20,7 @@ def middle(planted):
 def test_an_alert_on_the_defect_finds_it(tally):
     planted = tally.line.planted[1]
     index = middle(planted)
-    assert tally.take(make_alert("a", index + 1, [planted.box(index)])) == {1}
+    assert tally.take("a", index + 1, [planted.box(index)]) == {1}
     assert tally.alerts_for(1) == ["a"]
     assert tally.alerts_for(0) == []
     assert tally.false_alarms == []
@@ -58,7 +35,7 @@ def test_the_right_place_at_the_wrong_time_is_a_false_alarm(tally):
     box = planted.box(middle(planted))
     wrong = planted.frames(120).stop + 1
     assert planted.box(wrong) is None
-    assert tally.take(make_alert("a", wrong + 1, [box])) == set()
+    assert tally.take("a", wrong + 1, [box]) == set()
     assert tally.false_alarms == ["a"]
 
 
@@ -66,19 +43,19 @@ def test_the_right_time_at_the_wrong_place_is_a_false_alarm(tally):
     planted = tally.line.planted[1]
     index = middle(planted)
     box = planted.box(index)
-    beside = (0, 0, 4, 4) if box.x > 4 or box.y > 4 else (250, 250, 4, 4)
-    assert tally.take(make_alert("a", index + 1, [beside])) == set()
+    beside = Box(0, 0, 4, 4) if box.x > 4 or box.y > 4 else Box(250, 250, 4, 4)
+    assert tally.take("a", index + 1, [beside]) == set()
     assert tally.false_alarms == ["a"]
 
 
 def test_one_message_on_the_defect_is_enough(tally):
     planted = tally.line.planted[0]
     index = middle(planted)
-    tally.take(make_alert("a", index, [(0, 0, 1, 1)]))
+    tally.take("a", index, [Box(0, 0, 1, 1)])
     assert tally.false_alarms == ["a"]
-    tally.take(make_alert("a", index + 1, [(0, 0, 1, 1), planted.box(index)], event="update"))
+    tally.take("a", index + 1, [Box(0, 0, 1, 1), planted.box(index)])
     assert tally.false_alarms == []
-    tally.take(make_alert("a", index + 90, [(0, 0, 1, 1)], event="close"))
+    tally.take("a", index + 90, [Box(0, 0, 1, 1)])
     assert tally.alerts_for(0) == ["a"]
 
 
@@ -86,14 +63,14 @@ def test_two_alerts_on_one_defect_find_it_once(tally):
     planted = tally.line.planted[0]
     index = middle(planted)
     for id_ in "ab":
-        tally.take(make_alert(id_, index + 1, [planted.box(index)]))
+        tally.take(id_, index + 1, [planted.box(index)])
     assert sum(found for _, found in tally.by_kind().values()) == 1
 
 
 def test_the_contact_sheet_shows_every_planted_defect_and_every_false_alarm(tally):
     planted = tally.line.planted[0]
     index = middle(planted)
-    tally.take(make_alert("hit", index + 1, [planted.box(index)]))
+    tally.take("hit", index + 1, [planted.box(index)])
     n = len(tally.line.planted)
     before = draw_contact_sheet(tally, {})
     pictures = {
@@ -101,7 +78,7 @@ def test_the_contact_sheet_shows_every_planted_defect_and_every_false_alarm(tall
         "fa": np.full((100, 200, 3), (0, 255, 0), np.uint8),
     }
     for i in range(6 - n % 5):
-        tally.take(make_alert(f"fa{i}", 1, []))
+        tally.take(f"fa{i}", 1, [])
         pictures[f"fa{i}"] = pictures["fa"]
     sheet = draw_contact_sheet(tally, pictures)
     assert sheet.shape[1] == before.shape[1]
