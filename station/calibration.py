@@ -324,32 +324,38 @@ def odds(probability: float) -> str:
     return f"1 in {1 / probability:,.0f}" if probability <= 0.1 else f"{100 * probability:.0f} in 100"
 
 
-def caveats(good: Scores, false_alarms: FalseAlarmThreshold, tail: Tail) -> list[str]:
-    """What limits the trust in a false-alarm threshold, in plain words."""
-    n = good.size
+def caveats(good: Scores, tail: Tail, budget: FalseAlarmThreshold | None) -> list[str]:
+    """What limits the trust in a threshold, in plain words.
+
+    Args:
+        good: (n,), frame scores of good frames in order of capture.
+        tail: fitted to them.
+        budget: None where the threshold does not come from a false-alarm budget.
+    """
     found: list[str] = []
-    needed = math.ceil(1 / false_alarms.rate)
-    if n < needed:
-        found.append(
-            f"{n} good frames are few for a budget of {odds(false_alarms.rate)}: the threshold is extrapolated with "
-            f"the fitted tail. {needed:,} frames would show it directly; these can vouch for about 1 in {n:,}."
-        )
+    n = good.size
+    if budget is not None:
+        needed = math.ceil(1 / budget.rate)
+        if n < needed:
+            found.append(
+                f"{n} good frames are few for a budget of {odds(budget.rate)}: the threshold is extrapolated with "
+                f"the fitted tail. {needed:,} frames would show it directly; these can vouch for about 1 in {n:,}."
+            )
+        if budget.high - budget.low > budget.threshold - float(np.median(good)):
+            found.append(
+                f"The interval of the threshold, {budget.low:.5g} to {budget.high:.5g}, is wider than its distance "
+                "from an ordinary good frame. More good frames make it narrower."
+            )
     worth = effective_frames(good)
     if worth < n:
         found.append(
-            f"Neighbouring frames are much alike: the {n} frames are worth about {worth} independent ones, and the "
-            "interval is wider than stated. Take frames further apart, of different products and times of day."
-        )
-    spread = false_alarms.threshold - float(np.median(good))
-    if spread > 0 and false_alarms.high - false_alarms.low > spread:
-        found.append(
-            f"The interval of the threshold, {false_alarms.low:.5g} to {false_alarms.high:.5g}, is wider than its "
-            "distance from an ordinary good frame. More good frames make it narrower."
+            f"Neighbouring frames are much alike: the {n} frames say only as much as about {worth} independent ones. "
+            "Take frames further apart, of different products and times of day."
         )
     if tail.shape > 0.3:
         found.append(
             f"A few good frames score far above the rest (heavy tail, shape {tail.shape:.2f}). Look at the "
-            "highest-scoring ones below: a defect among them pushes the threshold up."
+            "highest-scoring ones in the report: a defect among them pushes the threshold up."
         )
     return found
 

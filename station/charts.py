@@ -59,9 +59,9 @@ def histogram(good: Values, defect: Values | None, threshold: float) -> str:
     left = float(everything.min())
     pad = 0.04 * (right - left or 1.0)
     edges = np.linspace(left - pad, right + pad, 41)
-    series = [(np.histogram(np.minimum(good, right), edges)[0], GOOD, f"{good.size} good")]
+    series = [(np.histogram(good, edges)[0], GOOD, f"{good.size} good")]
     if defect is not None:
-        series.append((np.histogram(np.minimum(defect, right), edges)[0], DEFECT, f"{defect.size} defective"))
+        series.append((np.histogram(defect, edges)[0], DEFECT, f"{defect.size} defective"))
     top = max(int(counts.max()) for counts, _, _ in series)
     axes = _Axes((edges[0], edges[-1]), (0, 1.08 * top))
     parts = [_frame(axes, "Scores of the frames", "frame score", "frames", _integer_ticks(top))]
@@ -73,8 +73,8 @@ def histogram(good: Values, defect: Values | None, threshold: float) -> str:
         parts.append(f'<path d="{axes.path(outline)}Z" fill="{colour}" fill-opacity=".35" stroke="{colour}"/>')
     parts.append(_vertical(axes, threshold, f"threshold {threshold:.5g}"))
     parts.append(_legend([(colour, label) for _, colour, label in series]))
-    if defect is not None and (beyond := int((defect > right).sum())):
-        parts.append(_text(_WIDTH - _RIGHT, _TOP + 28, f"{beyond} more to the right", QUIET, "end"))
+    if defect is not None and (beyond := int((defect > edges[-1]).sum())):
+        parts.append(_text(_WIDTH - _RIGHT, 37, f"{beyond} defective score higher", QUIET, "end"))
     return _svg("Histogram of the frame scores", parts)
 
 
@@ -132,7 +132,7 @@ def tail_chart(
     curve = [(s, p) for s in np.linspace(level, right, 120) if (p := exceedance(float(s))) >= bottom]
     if len(curve) > 1:
         parts.append(f'<path d="{axes.path(curve)}" fill="none" stroke="{DEFECT}" stroke-width="2"/>')
-    parts.append(_vertical(axes, threshold, f"threshold {threshold:.5g}"))
+    parts.append(_vertical(axes, threshold, f"budget met at {threshold:.5g}"))
     parts.append(_legend([(GOOD, "measured"), (DEFECT, "fitted tail"), ("#d1d5db", "95 % interval")]))
     return _svg("Share of good frames above a score", parts)
 

@@ -281,7 +281,8 @@ def _make(plan: _Plan, good_set: _Set, defect_set: _Set, rate: float, *, prefer_
     good, defect = good_set.array, defect_set.array
     tail, false_alarms = calibrate_good(good, rate)
     separation = calibrate_labelled(good, defect) if defect.size else None
-    warnings = caveats(good, false_alarms, tail)
+    by_separation = separation is not None and not prefer_rate
+    warnings = caveats(good, tail, None if by_separation else false_alarms)
     if separation is not None and separation.auroc < USEFUL_AUROC:
         warnings.append(
             f"The scores hardly tell defective from good frames (auROC {separation.auroc:.2f}); no threshold mends "
@@ -298,7 +299,6 @@ def _make(plan: _Plan, good_set: _Set, defect_set: _Set, rate: float, *, prefer_
             "more chances of a false alarm. Calibrate with frames as the camera gives them."
         )
     (height, width), _ = good_set.sizes.most_common(1)[0]
-    by_separation = separation is not None and not prefer_rate
     manifest = plan.bundle.manifest
     return Calibration(
         created_at=datetime.now(timezone.utc),

@@ -167,9 +167,10 @@ def test_roc_runs_from_nothing_to_everything():
 
 def test_few_frames_are_told():
     tail, found = calibrate_good(GOOD, 1e-4)
-    assert any("500 good frames are few for a budget of 1 in 10,000" in text for text in caveats(GOOD, found, tail))
+    assert any("500 good frames are few for a budget of 1 in 10,000" in text for text in caveats(GOOD, tail, found))
+    assert caveats(GOOD, tail, None) == []  # the threshold does not come from the budget
     tail, found = calibrate_good(GOOD, 1e-2)
-    assert caveats(GOOD, found, tail) == []
+    assert caveats(GOOD, tail, found) == []
 
 
 def test_frames_that_repeat_each_other_are_told():
@@ -177,13 +178,13 @@ def test_frames_that_repeat_each_other_are_told():
     assert effective_frames(GOOD) == GOOD.size
     assert effective_frames(held) < 200
     tail, found = calibrate_good(held, 1e-2)
-    assert any("much alike" in text for text in caveats(held, found, tail))
+    assert any("much alike" in text for text in caveats(held, tail, found))
 
 
 def test_outlier_among_good_frames_is_told():
     scores = np.append(GOOD[:60], [400.0, 900.0, 2000.0])
     tail, found = calibrate_good(scores, 2e-2)
-    assert any("far above the rest" in text for text in caveats(scores, found, tail))
+    assert any("far above the rest" in text for text in caveats(scores, tail, found))
 
 
 def test_odds():
