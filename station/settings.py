@@ -379,6 +379,10 @@ def _problem(error: ErrorDetails, credentials: frozenset[tuple[str, str]]) -> st
     key = ".".join(map(str, location))
     if error["type"] == "extra_forbidden":
         return f"{key}{_origin(location, credentials)}: unknown key; {_suggestion(location)}"
+    if error["type"] == "model_type":
+        section = _section_at(location)
+        listing = f"; {_listing(list(section.model_fields))}" if section else ""
+        return f"{key}{_origin(location, credentials)}: must be a section, [{key}]{listing}"
     field = _field_description(location)
     if error["type"] == "missing":
         return f"{key}: missing. {field}"
@@ -442,13 +446,15 @@ def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def _field_description(location: _Location) -> str:
+def _section_at(location: _Location) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Settings
-    *sections, name = map(str, location or ("",))
-    for section in sections:
-        model = _sections(model).get(section) if model else None
-    field = model.model_fields.get(name) if model else None
-    if field is None:
-        return ""
-    section_model = _sections(model).get(name) if model else None
-    return field.description or (section_model.__doc__ if section_model else "") or ""
+    for name in location:
+        model = _sections(model).get(str(name)) if model else None
+    return model
+
+
+def _field_description(location: _Location) -> str:
+    parent = _section_at(location[:-1])
+    field = parent.model_fields.get(str(location[-1])) if parent and location else None
+    section = _section_at(location)
+    return (field.description if field else None) or (section.__doc__ if section else None) or ""

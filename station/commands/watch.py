@@ -96,10 +96,12 @@ def watch(
     connection.start()
     console = Console()
     console.print(f"listening to {topics} on {connection.where}; Ctrl-C ends", style="dim", highlight=False)
+    watcher = _Watcher(settings.mqtt.prefix, console)
     try:
-        _Watcher(settings.mqtt.prefix, console).follow(heard)
+        watcher.follow(heard)
     except KeyboardInterrupt:
         connection.stop(1.0)
+    watcher.summarize()
 
 
 def _with_options(settings: MqttSettings, host: str | None, port: int | None) -> MqttSettings:
@@ -132,7 +134,7 @@ class _Watcher:
                     live.update(Group(*(scores.line(name) for name, scores in self._scores.items())), refresh=True)
                     shown = now
                 elif live is None and now >= self._next_summary:
-                    self._summarize()
+                    self.summarize()
                     self._next_summary = now + SUMMARY_SECONDS
 
     def take(self, message: mqtt.MQTTMessage) -> None:
@@ -165,7 +167,8 @@ class _Watcher:
             soft_wrap=True,
         )
 
-    def _summarize(self) -> None:
+    def summarize(self) -> None:
+        """Print the scores of every station that has sent some since the last time."""
         for name, scores in self._scores.items():
             if scores.count > scores.told:
                 self._console.print(scores.line(name), soft_wrap=True)

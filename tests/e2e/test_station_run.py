@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from station.messages import Alert, Info, Score, Status
 from tests.support.bundles import GREY, make_bundle
 from tests.support.mjpeg_server import MjpegServer
 from tests.support.mosquitto import HOST, Mosquitto, Subscriber, free_port, need
-from tests.support.station_process import StationProcess, station
+from tests.support.station_process import REPOSITORY, StationProcess, station
 
 pytestmark = pytest.mark.e2e
 
@@ -239,6 +240,42 @@ def test_replay_of_a_folder_ends_by_itself_with_all_delivered(
     alerts = events(subscriber)
     assert (alerts[0].event, alerts[0].name) == ("open", "04.png")
     assert alerts[-1].event == "close"
+
+
+def test_watch_prints_what_a_station_says(tmp_path: Path, broker: Mosquitto) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(6):
+        assert cv2.imwrite(str(frames / f"{number}.png"), surface(defect=number == 2))
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "station", "watch", "--host", HOST, "--port", str(broker.port)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert watch.stdout is not None
+        assert "listening to station/v1/#" in watch.stdout.readline()
+        broker.wait_for_subscription("station/v1/#")
+        assert station("run", "--config", write_config(tmp_path, "folder:frames", broker.port)).returncode == 0
+        lines: list[str] = []
+        while not lines or not lines[-1].endswith("stopped\n"):
+            lines.append(watch.stdout.readline())
+        watch.send_signal(signal.SIGINT)
+        rest, _ = watch.communicate(timeout=10)
+    finally:
+        watch.kill()
+    text = "".join(lines) + rest
+    assert watch.returncode == 0
+    for words in (
+        "plant/line-1/cam-1  online",
+        "bundle toy",
+        "alert open",
+        "alert close",
+        "picture ",
+        "1 of 6 anomalous",
+    ):
+        assert words in text
 
 
 def test_replay_tells_by_its_exit_code_that_alerts_were_lost(tmp_path: Path) -> None:

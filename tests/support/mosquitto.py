@@ -75,6 +75,14 @@ class Mosquitto:
                 raise AssertionError(f"mosquitto does not start:\n{self._log.read_text()}")
             time.sleep(0.02)
 
+    def wait_for_subscription(self, topic: str) -> None:
+        """Until somebody has subscribed; Mosquitto's log tells."""
+        deadline = time.monotonic() + 20
+        while f"{topic} (QoS" not in self._log.read_text():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"nobody has subscribed to {topic}:\n{self._log.read_text()}")
+            time.sleep(0.02)
+
     def pause(self) -> None:
         """Stop it in its tracks: connections stand, nothing is answered."""
         assert self._process

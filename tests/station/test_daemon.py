@@ -1,0 +1,139 @@
+"""The daemon's own logic, with real parts around it; its life as a process is in tests/e2e."""
+
+import socket
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from engines.bundle import read_bundle
+from engines.errors import BackendError
+from station import daemon
+from station.calibration import CalibrationError
+from station.camera import CameraError
+from station.inspection import Inspector
+from station.settings import (
+    CameraSettings,
+    JudgeSettings,
+    MqttSettings,
+    Settings,
+)
+from station.systemd import Notifier
+from tests.support.bundles import GREY, make_bundle
+from tests.support.mosquitto import HOST, free_port
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name in ("STATION_BUNDLE", "STATION_CAMERA", "STATION_MQTT"):
+        monkeypatch.delenv(name, raising=False)
+    make_bundle(tmp_path / "bundle")
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(3):
+        assert cv2.imwrite(str(frames / f"{number}.png"), np.full((64, 64, 3), GREY, np.uint8))
+    return Settings(
+        bundle=tmp_path / "bundle",
+        camera=CameraSettings(url=f"folder:{frames}", loop=True, fps=50),
+        judge=JudgeSettings(threshold=1),
+        mqtt=MqttSettings(host=HOST, port=free_port()),
+    )
+
+
+class Manager:
+    """Listens as systemd would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(folder / "notify"))
+        self.notifier = Notifier(str(folder / "notify"), watchdog_seconds=0.4)
+
+    def hear(self, seconds: float) -> list[str]:
+        heard: list[str] = []
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.socket.settimeout(left)
+            try:
+                heard += self.socket.recv(4096).decode().splitlines()
+            except TimeoutError:
+                break
+        return heard
+
+
+@pytest.fixture
+def manager(tmp_path: Path):
+    manager = Manager(tmp_path)
+    with manager.socket:
+        yield manager
+
+
+def test_the_watchdog_is_fed_by_inspected_frames_and_not_by_a_timer(
+    settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, released = threading.Event(), threading.Event()
+    inspect = Inspector.inspect
+
+    def inspect_or_hang(self: Inspector, image: np.ndarray):
+        if hanging.is_set():
+            released.wait(30)
+        return inspect(self, image)
+
+    monkeypatch.setattr(Inspector, "inspect", inspect_or_hang)
+    station = daemon.Daemon(settings, manager.notifier)
+    thread = threading.Thread(target=station.run)
+    thread.start()
+    heard: list[str] = []
+    while heard.count("WATCHDOG=1") < 2:
+        heard += manager.hear(0.2)
+    hanging.set()
+    manager.hear(0.6)  # what was on the way
+    assert "WATCHDOG=1" not in manager.hear(1.2)
+    released.set()
+    hanging.clear()
+    heard = []
+    while "WATCHDOG=1" not in heard:
+        heard += manager.hear(0.2)
+    station.stop("the test is over")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_not_ready_before_the_camera_serves_but_patient_with_it(settings: Settings, manager: Manager) -> None:
+    absent = settings.model_copy(
+        update={"camera": CameraSettings(url=f"http://{HOST}:{free_port()}/", read_timeout=0.3, reconnect_max=0.5)}
+    )
+    station = daemon.Daemon(absent, manager.notifier)
+    thread = threading.Thread(target=station.run)
+    thread.start()
+    heard: list[str] = []
+    while "EXTEND_TIMEOUT_USEC=30000000" not in heard:
+        heard += manager.hear(0.2)
+    assert "READY=1" not in heard
+    station.stop("the test is over")
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_an_engine_that_fails_ends_the_run_with_its_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Inspector, image: np.ndarray) -> None:
+        raise BackendError("out of memory")
+
+    monkeypatch.setattr(Inspector, "inspect", fail)
+    with pytest.raises(BackendError, match="out of memory"):
+        daemon.Daemon(settings, Notifier()).run()
+
+
+def test_frames_that_do_not_suit_the_model_are_told_as_a_camera_error(settings: Settings, tmp_path: Path) -> None:
+    assert cv2.imwrite(str(tmp_path / "frames" / "0.png"), np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(CameraError, match=r"frame 1 0\.png: .*"):
+        daemon.Daemon(settings, Notifier()).run()
+
+
+def test_the_settings_threshold_wins_over_the_calibration(settings: Settings, tmp_path: Path) -> None:
+    bundle = read_bundle(settings.bundle)
+    assert daemon.read_verdict(settings, bundle) == daemon.Verdict(1, None)
+    with pytest.raises(CalibrationError):
+        daemon.read_verdict(settings.model_copy(update={"calibration": tmp_path / "none.json"}), bundle)
