@@ -36,8 +36,6 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (  # they have no base of their own
     RuntimeError,
 )
 
-onnxruntime.set_default_logger_severity(_LOG_FATAL_ONLY)
-
 
 class OnnxRuntimeEngine:
     """Scores patches with ONNX Runtime on the CPU, in the precision of the graph (fp32).

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from engines.engine import Float32Array, UInt8Array
@@ -168,11 +169,8 @@ class Tiler:
         """
         P, stride = self.preprocessing.patch_size, self.preprocessing.stride
         rows, columns = _starts(prepared.shape[0], P, stride), _starts(prepared.shape[1], P, stride)
-        patches = np.empty((len(rows), len(columns), P, P, 3), np.uint8)
-        for row, y in enumerate(rows):
-            for column, x in enumerate(columns):
-                patches[row, column] = prepared[y : y + P, x : x + P]
-        return patches.reshape(-1, P, P, 3)
+        windows = sliding_window_view(prepared, (P, P, 3))[:, :, 0]
+        return np.ascontiguousarray(windows[np.ix_(rows, columns)]).reshape(-1, P, P, 3)
 
     def _lay_out(self, frame_size: Size) -> PatchGrid:
         height, width = frame_size

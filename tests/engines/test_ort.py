@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -171,6 +172,18 @@ def test_a_graph_that_onnxruntime_refuses_is_a_backend_error(bundle, alter):
 def test_bytes_that_are_no_graph_are_a_backend_error(bundle, scorer):
     with pytest.raises(BackendError):
         OnnxRuntimeEngine(with_scorer(bundle, scorer), SETTINGS)
+
+
+def test_onnxruntimes_own_format_is_refused(bundle, tmp_path):
+    """It would get past engines/graph.py, which knows ONNX only."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "scorer.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(bundle.scorer, options)
+    converted = (tmp_path / "scorer.ort").read_bytes()
+    assert onnxruntime.InferenceSession(converted).get_inputs()[0].name == "patches"
+    with pytest.raises(BackendError, match="refuses the graph"):
+        OnnxRuntimeEngine(with_scorer(bundle, converted), SETTINGS)
 
 
 def test_a_failure_while_scoring_is_a_backend_error_and_prints_nothing(bundle, capfd):
