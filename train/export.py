@@ -1,0 +1,168 @@
+"""From a run to a bundle: the fused graph, its self-test and the model card."""
+
+import tempfile
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from engines.bundle import SELFTEST_PATCHES, Bundle, ExpectedScores, SelfTest, write_bundle
+from engines.engine import EngineSettings, UInt8Array
+from engines.images import read_image
+from engines.manifest import Description, Network, Preprocessing, Training, scorer_tensors
+from engines.opening import open_engine
+from engines.tiling import Tiler
+from train import model_card
+from train.checkpoint import Trained, load_trained
+from train.evaluate import Evaluation, FrameScorer, evaluate
+from train.graph import export_graph, open_reconstructor
+from train.labelled import LabelledImage
+from train.scorer import Scorer
+from train.sheet import Case, draw_sheet, pick_cases
+
+EXAMPLE_IMAGES = 4
+SCORED_IMAGES = 100  # training images whose scores the model card sums up
+
+_RECORD_KEYS = {"step", "seconds"}  # of a history record; the rest are losses
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    name: str,
+    labelled: list[LabelledImage] | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Export a run as a bundle. Nothing is written unless ONNX Runtime reproduces torch's float64 outputs.
+
+    Args:
+        run: folder of ``station-train fit``.
+        out: the bundle's directory; a bundle that is there is replaced.
+        name: the bundle's name.
+        labelled: test images to evaluate the bundle on, for the model card.
+        on_stage: told what is being done.
+
+    Raises:
+        CheckpointError: the run has no usable checkpoint.
+        EngineError: the graph cannot be exported or does not reproduce torch's outputs, or ``out`` is no bundle.
+        DataError, ImageError: an image cannot be used.
+        pydantic.ValidationError: ``name`` is not allowed.
+    """
+    trained = load_trained(run)
+    preprocessing = trained.config.preprocessing(trained.colour)
+    description = describe(trained, preprocessing, name)
+    scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer)
+    images = [path for path in trained.images if path.is_file()]
+
+    on_stage("writing the graph")
+    graph = export_graph(scorer, preprocessing.patch_size)
+    selftest = make_selftest(scorer, images, preprocessing)
+
+    with tempfile.TemporaryDirectory(prefix="station-train-") as folder:
+        on_stage("comparing ONNX Runtime with torch")
+        draft = write_bundle(Path(folder, "bundle"), description, graph, selftest, "draft")
+        engine = open_engine(draft, EngineSettings(backend="onnxruntime"))
+        try:
+            frames = FrameScorer(draft, engine)
+            on_stage("scoring training images")
+            scores = [frames.score(path).score for path in _spread(images, SCORED_IMAGES)]
+            extras = _pictures(trained, images, frames, graph)
+            evaluation: Evaluation | None = None
+            if labelled:
+                on_stage("evaluating")
+                evaluation = evaluate(labelled, frames)
+                extras[model_card.CASES_FILE] = draw_sheet(pick_cases(evaluation), frames, open_reconstructor(graph))
+        finally:
+            engine.close()
+
+    on_stage("writing the bundle")
+    card = model_card.write_card(description, trained, scores, evaluation, examples=bool(images))
+    return write_bundle(out, description, graph, selftest, card, extras)
+
+
+def describe(trained: Trained, preprocessing: Preprocessing, name: str) -> Description:
+    """What the manifest says about a run."""
+    config = trained.config
+    inputs, outputs = scorer_tensors(preprocessing.patch_size)
+    last = trained.history[-1] if trained.history else {}
+    return Description(
+        name=name,
+        created_at=datetime.now(timezone.utc).replace(microsecond=0),
+        category=config.category,
+        preprocessing=preprocessing,
+        network=Network(width=config.width, latent_size=config.latent_size, feature_layer=config.feature_layer),
+        alpha=config.alpha,
+        lambda_=config.lambda_,
+        inputs=inputs,
+        outputs=outputs,
+        training=Training(
+            data_fingerprint=trained.fingerprint,
+            n_images=len(trained.images),
+            steps=trained.step,
+            seconds=trained.seconds,
+            seed=config.seed,
+            preset=config.preset,
+            metrics={loss: value for loss, value in last.items() if loss not in _RECORD_KEYS},
+        ),
+    )
+
+
+def make_selftest(scorer: Scorer, images: list[Path], preprocessing: Preprocessing) -> SelfTest:
+    """Sixteen patches and what torch computes for them in float64.
+
+    Args:
+        scorer: the model; left in float64.
+        images: training images to cut patches from; where there are none, coloured noise takes their place.
+        preprocessing: how frames become patches.
+    """
+    patches = selftest_patches(images, preprocessing)
+    with torch.no_grad():
+        reconstruction_error, feature_error, residual, _ = scorer.double()(torch.from_numpy(patches))
+    return SelfTest(patches, ExpectedScores(reconstruction_error.numpy(), feature_error.numpy(), residual.numpy()))
+
+
+def selftest_patches(images: list[Path], preprocessing: Preprocessing) -> UInt8Array:
+    """Patches of many kinds, uint8 (16, P, P, 3): good material, planted defects, and what no line ever shows.
+
+    The latter (noise, black, white, ramps that differ by colour and direction) give away swapped colours or axes and
+    values out of range, which good material may hide.
+    """
+    P = preprocessing.patch_size
+    rng = np.random.default_rng(0)
+    n_real = SELFTEST_PATCHES - 8
+    if images:
+        tiler = Tiler(preprocessing)
+        choices = [tiler.patches(tiler.prepare(read_image(path))) for path in _spread(images, n_real)]
+        real = np.stack([rng.choice(choices[i % len(choices)]) for i in range(n_real)])
+    else:
+        noise = rng.integers(0, 256, (n_real, P, P, 3), dtype=np.uint8)
+        real = np.stack([cv2.GaussianBlur(patch, (0, 0), 2 + i) for i, patch in enumerate(noise)])
+    defective = real[:2].copy()
+    quarter = slice(P // 4, P // 2)
+    defective[0, quarter, quarter] = 255
+    defective[1, quarter, :, 0] = 0
+    ramp = np.linspace(0, 255, P).astype(np.uint8)
+    ramps = np.zeros((2, P, P, 3), np.uint8)
+    ramps[0, ..., 0], ramps[0, ..., 1] = ramp, ramp[:, None]
+    ramps[1, ..., 2] = ramp[::-1]
+    extremes = np.stack([np.zeros((P, P, 3), np.uint8), np.full((P, P, 3), 255, np.uint8)])
+    return np.concatenate([real, defective, ramps, extremes, rng.integers(0, 256, (2, P, P, 3), dtype=np.uint8)])
+
+
+def _pictures(trained: Trained, images: list[Path], frames: FrameScorer, graph: bytes) -> dict[str, bytes]:
+    """The model card's pictures, by file name."""
+    pictures: dict[str, bytes] = {}
+    if trained.history:
+        pictures[model_card.CURVES_FILE] = model_card.draw_curves(trained.history)
+    if images:
+        cases = [Case("training image", LabelledImage(path, None, None)) for path in _spread(images, EXAMPLE_IMAGES)]
+        pictures[model_card.EXAMPLES_FILE] = draw_sheet(cases, frames, open_reconstructor(graph))
+    return pictures
+
+
+def _spread(paths: list[Path], n: int) -> list[Path]:
+    """At most ``n`` of ``paths``, evenly spread."""
+    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, n).astype(int))] if paths else []

@@ -1,0 +1,137 @@
+"""The scorer as an ONNX graph: written here, and opened here once more for pictures of the reconstruction."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+
+from engines.engine import Float32Array, UInt8Array
+from engines.errors import EngineError
+from engines.manifest import scorer_tensors
+from train.scorer import Scorer
+
+OPSET = 17
+"""The newest that TensorRT 8.6's parser knows; its Resize has no antialias and its ReduceSum takes axes as input."""
+
+IR_VERSION = 8
+"""The file format of opset 17's time, which ONNX Runtime 1.17 and TensorRT 8.6 read."""
+
+# What TensorRT's parser takes from 8.6 on, and all that a scorer needs. A newer torch that exports something else is
+# noticed here, not on the line.
+OPERATORS = frozenset({
+    "Abs", "Add", "AveragePool", "Cast", "Concat", "Conv", "Gemm", "LeakyRelu", "Mul", "ReduceSum", "Reshape", "Resize",
+    "Slice", "Sub", "Tanh", "Transpose",
+})  # fmt: skip
+
+RECONSTRUCTION = "reconstruction"
+"""Inner tensor of the graph, float32 (N, 3, P, P): G(E(x)). Not an output, so engines need not copy it out."""
+
+
+_CHUNK = 64  # patches reconstructed at once
+
+
+class GraphError(EngineError):
+    """The exported graph is not what engines expect; a bug, or a torch version that exports differently."""
+
+
+def export_graph(scorer: Scorer, patch_size: int) -> bytes:
+    """Write the scorer as ONNX: float32, any number of patches, weights inside.
+
+    Args:
+        scorer: the model, in any precision; the graph gets its weights as float32.
+        patch_size: side of the patches.
+
+    Raises:
+        GraphError: the graph has another opset, or operators outside ``OPERATORS``.
+    """
+    outputs = [tensor.name for tensor in scorer_tensors(patch_size)[1]]
+    example = torch.zeros(2, patch_size, patch_size, 3, dtype=torch.uint8)
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            copy.deepcopy(scorer).float().cpu().eval(),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["patches"],
+            output_names=[*outputs, RECONSTRUCTION],
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:  # by its signature; the dynamo exporter always returns one
+        raise GraphError("torch exported nothing")
+    model: onnx.ModelProto = program.model_proto
+    _tidy(model, n_outputs=len(outputs))
+    _check(model)
+    return bytes(model.SerializeToString())
+
+
+def _tidy(model: onnx.ModelProto, n_outputs: int) -> None:
+    """Leave what engines need: no inner outputs, no inferred shapes, no names and paths of the exporting machine."""
+    model.ir_version = IR_VERSION
+    graph = model.graph
+    del graph.output[n_outputs:]
+    del graph.value_info[:]
+    for part in (model, graph, *graph.input, *graph.output, *graph.initializer, *graph.node):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+
+
+def _check(model: onnx.ModelProto) -> None:
+    onnx.checker.check_model(model, full_check=True)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": OPSET}:
+        raise GraphError(f"the graph needs operator sets {opsets}, not {OPSET}; torch could not convert it down")
+    if foreign := {node.op_type for node in model.graph.node} - OPERATORS:
+        raise GraphError(f"the graph holds {', '.join(sorted(foreign))}, which not every engine takes")
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about itself: the opset's conversion, torchvision's absence, deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class Reconstructor:
+    """G(E(x)) from a bundle's graph, for pictures."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Open a graph whose only output is ``reconstruction``; :func:`open_reconstructor` makes one."""
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    def __call__(self, patches: UInt8Array) -> Float32Array:
+        """uint8 (N, P, P, 3) -> float32 (N, P, P, 3) in 0..255, the model's colour."""
+        chunks = (patches[i : i + _CHUNK] for i in range(0, len(patches), _CHUNK))
+        images = np.concatenate([self._session.run([RECONSTRUCTION], {"patches": chunk})[0] for chunk in chunks])
+        scaled: Float32Array = (images.transpose(0, 2, 3, 1) + 1) * np.float32(127.5)
+        return scaled
+
+
+def open_reconstructor(scorer: bytes) -> Reconstructor | None:
+    """Make the graph's inner tensor ``reconstruction`` its output; None if this graph names no such tensor.
+
+    Args:
+        scorer: ONNX graph of a bundle. Only :func:`export_graph` promises the name; the bundle format does not.
+    """
+    model = onnx.load_from_string(scorer)
+    if not any(RECONSTRUCTION in node.output for node in model.graph.node):
+        return None
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(RECONSTRUCTION, onnx.TensorProto.FLOAT, None))
+    return Reconstructor(model)

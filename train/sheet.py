@@ -1,0 +1,131 @@
+"""Pictures of what a model sees: input, reconstruction, residual and mask, one row a frame."""
+
+import io
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import cv2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from engines.engine import Float32Array, UInt8Array
+from train.evaluate import Evaluation, FrameScorer, ScoredFrame
+from train.graph import Reconstructor
+from train.labelled import GOOD, LabelledImage
+
+CASES_OF_A_KIND = 3
+_CELL_INCHES = 2.4
+_MAX_SIDE = 512  # pixels
+Pixels = TypeVar("Pixels", UInt8Array, Float32Array)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A frame to show, and why."""
+
+    why: str
+    image: LabelledImage
+
+
+def pick_cases(evaluation: Evaluation, n: int = CASES_OF_A_KIND) -> list[Case]:
+    """The worst and best: good images that score highest, defects that score lowest, then the clearest of both."""
+    ranked = sorted(evaluation.scored, key=lambda pair: pair[1])
+    good = [image for image, _ in ranked if image.defect is None]
+    defective = [image for image, _ in ranked if image.defect is not None]
+    return [
+        *(Case("worst: good, scored high", image) for image in good[::-1][:n]),
+        *(Case("worst: defect, scored low", image) for image in defective[:n]),
+        *(Case("best: defect, scored high", image) for image in defective[::-1][:n]),
+        *(Case("best: good, scored low", image) for image in good[:n]),
+    ]
+
+
+def draw_sheet(cases: list[Case], scorer: FrameScorer, reconstructor: Reconstructor | None) -> bytes:
+    """Draw ``cases`` as a PNG: input, reconstruction G(E(x)), residual |x - G(E(x))|, and the mask's outline.
+
+    Frames are scored anew, so that no evaluation has to keep them.
+
+    Args:
+        cases: what to show, at least one. Without a defective image among them there is no column for masks.
+        scorer: of the bundle.
+        reconstructor: of the bundle; without one there is no column for reconstructions.
+    """
+    rows = [_Row.of(case, scorer, reconstructor) for case in cases]
+    hottest = max(float(row.residual.max()) for row in rows) or 1.0  # one scale for all rows
+    any_defect = any(case.image.defect for case in cases)
+    n_columns = 2 + (reconstructor is not None) + any_defect
+    figure = Figure(figsize=(n_columns * _CELL_INCHES, len(cases) * _CELL_INCHES * 1.15), layout="constrained")
+    for axes, case, row in zip(figure.subplots(len(cases), n_columns, squeeze=False), cases, rows, strict=True):
+        cells = iter(axes)
+        _show(next(cells), row.photo, f"{case.why}\n{case.image.defect or GOOD}/{case.image.path.name}")
+        if row.reconstruction is not None:
+            _show(next(cells), row.reconstruction, "reconstruction")
+        _show(next(cells), row.residual, f"residual, score {row.score:.4g}", hottest)
+        if any_defect:
+            _show(next(cells), row.outlined, row.truth)
+    figure.suptitle(f"residual |x - G(E(x))|: black 0, yellow {hottest:.2f} of at most 2", fontsize=7)
+    return png(figure)
+
+
+def _show(axes: Axes, picture: UInt8Array | Float32Array, title: str, hottest: float | None = None) -> None:
+    axes.imshow(picture, cmap="inferno", vmin=0, vmax=hottest)  # the colour map is ignored for photographs
+    axes.set_title(title, fontsize=7, loc="left")
+    axes.set_axis_off()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Pictures of one case, small enough to keep: no side longer than ``_MAX_SIDE``."""
+
+    photo: UInt8Array
+    reconstruction: UInt8Array | None
+    residual: Float32Array
+    outlined: UInt8Array
+    truth: str
+    score: float
+
+    @classmethod
+    def of(cls, case: Case, scorer: FrameScorer, reconstructor: Reconstructor | None) -> "_Row":
+        frame = scorer.score(case.image.path)
+        photo: UInt8Array = np.ascontiguousarray(frame.image[..., ::-1])
+        mask = case.image.read_mask(frame.grid.frame_size)
+        return cls(
+            photo=_shrunk(photo),
+            reconstruction=None if reconstructor is None else _shrunk(_reconstruct(frame, reconstructor)),
+            residual=_shrunk(frame.residual),
+            outlined=_shrunk(photo if mask is None else _outlined(photo, mask)),
+            truth="good" if case.image.defect is None else "no mask" if mask is None else "mask",
+            score=frame.score,
+        )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG without date or program, so that equal data gives equal files."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _reconstruct(frame: ScoredFrame, reconstructor: Reconstructor) -> UInt8Array:
+    """G(E(x)) of the whole frame, uint8 (H, W, 3), RGB; patches assembled as the residual is."""
+    patches = reconstructor(frame.patches)
+    channels = [frame.grid.to_frame(frame.grid.assemble(patches[..., c])) for c in range(3)]
+    return np.stack(channels, axis=-1).round().clip(0, 255).astype(np.uint8)
+
+
+def _outlined(photo: UInt8Array, mask: NDArray[np.bool_]) -> UInt8Array:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    thickness = max(1, max(mask.shape) // 256)
+    picture = photo.copy()
+    cv2.drawContours(picture, contours, -1, (255, 40, 40), thickness)
+    return picture
+
+
+def _shrunk(picture: Pixels) -> Pixels:
+    scale = _MAX_SIDE / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    return cast("Pixels", small)
