@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from station.calibration import (
+    SHAPE_PRIOR_WEIGHT,
     CalibrationError,
     Tail,
     auroc,
@@ -40,6 +41,24 @@ def test_fit_recovers_a_generalized_pareto_tail(shape):
     tail = fit_tail(1000 + exceedances)  # above any level the excess is again GPD, of the same shape
     assert tail.shape == pytest.approx(shape, abs=0.12)
     assert tail.scale == pytest.approx(7 + shape * (tail.level - 1000), rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_shape_and_scale_are_those_of_zhang_and_stephens(seed):
+    scores = np.random.default_rng(seed).gumbel(100, 10, 400)
+    tail = fit_tail(scores)
+    x = np.sort(scores[scores > tail.level] - tail.level)
+    n = x.size
+    # The posterior mean of θ by fine quadrature over their prior, with SciPy's likelihood.
+    u = (np.arange(20_000) + 0.5) / 20_000
+    thetas = 1 / x[-1] + (1 - np.sqrt(1 / u)) / (3 * x[int(n / 4 + 0.5) - 1])
+    ks = -np.log1p(-thetas[:, None] * x).mean(axis=1)
+    log_likelihood = stats.genpareto.logpdf(x, -ks[:, None], scale=(ks / thetas)[:, None]).sum(axis=1)
+    weights = np.exp(log_likelihood - log_likelihood.max())
+    theta = (thetas * weights).sum() / weights.sum()
+    k = -np.log1p(-theta * x).mean()
+    assert tail.shape == pytest.approx(-k * n / (n + SHAPE_PRIOR_WEIGHT), abs=0.005)
+    assert tail.scale == pytest.approx(k / theta, rel=0.005)
 
 
 @settings(deadline=None)

@@ -169,7 +169,9 @@ def test_hits_outside_the_window_are_forgotten():
     tracker = AlertTracker(AlertSettings(open_hits=2, open_window=2), THRESHOLD, MEDIAN)
     flicker = [picture((2, 2)), picture(), picture()] * 3
     assert names(feed(tracker, flicker)) == [[]] * 9
-    assert names(feed(tracker, [picture((2, 2))] * 2, 10)) == [[], ["open"]]
+    events = feed(tracker, [picture((2, 2))] * 2, 10)
+    assert names(events) == [[], ["open"]]
+    assert events[1][0].first_frame == 10
 
 
 def test_distant_defects_are_two_alerts_and_near_ones_are_one():
@@ -182,6 +184,22 @@ def test_distant_defects_are_two_alerts_and_near_ones_are_one():
     (both,) = feed(joined, [picture((0, 0), (5, 5))])
     assert names([both]) == [["open"]]
     assert set(both[0].boxes) == {Box(0, 0, 16, 16), Box(80, 80, 16, 16)}
+
+
+def test_a_region_belongs_to_the_nearest_alert():
+    tracker = AlertTracker(AlertSettings(close_after=1, same_defect_distance=0.25), THRESHOLD, MEDIAN)
+    opened = {event.boxes[0].x: event.id for event in feed(tracker, [picture((0, 0), (0, 3))])[0]}
+    (closed,) = tracker.update(frame(2), picture((0, 2)))  # within reach of both, beside the right one
+    assert (closed.event, closed.id) == ("close", opened[0])
+    assert tracker.open_alerts == (opened[48],)
+
+
+def test_weak_patches_are_no_part_of_the_picture_beside_strong_ones():
+    scores = np.full((6, 6), QUIET)
+    scores[0, 0], scores[5, 5] = STRONG, WEAK
+    tracker = AlertTracker(AlertSettings(same_defect_distance=1), THRESHOLD, MEDIAN)
+    (opened,) = tracker.update(frame(1), inspection(scores))
+    assert opened.boxes == (Box(0, 0, 16, 16),)
 
 
 def test_a_defect_that_travels_is_one_alert_and_is_told_when_it_has_moved():
@@ -209,9 +227,11 @@ def test_only_a_noticeable_rise_of_the_peak_is_told():
 def test_mean_top_k_needs_the_frame_to_be_anomalous():
     judge = JudgeSettings(frame_score="mean_top_k", top_k=3)
     scores = np.full((6, 6), QUIET)
-    scores[0, 0] = STRONG
+    scores[0, 0] = 190
     tracker = AlertTracker(AlertSettings(), THRESHOLD, MEDIAN)
-    assert tracker.update(frame(1), inspection(scores, judge=judge)) == []
+    found = inspection(scores, judge=judge)
+    assert low_level(THRESHOLD, MEDIAN, 0.25) < found.score < THRESHOLD
+    assert tracker.update(frame(1), found) == []
     scores[0, 1] = scores[1, 0] = STRONG
     assert [e.event for e in tracker.update(frame(2), inspection(scores, judge=judge))] == ["open"]
 
