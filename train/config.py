@@ -42,7 +42,7 @@ class FitConfig(BaseModel):
     feature_layer: str = "block0.conv1"
     gp_weight: Positive = 10.0
 
-    # Optimisation. The warm start trains E and G by the consistency loss alone (alpha 1).
+    # Optimisation. The warm start trains E and G to reconstruct images, before D joins.
     warm_start: Unit = Field(default=0.7, description="Share of the budget spent on the warm start.")
     warm_lr: Positive = 1e-3
     lr: Positive = 3e-4

@@ -60,23 +60,22 @@ class Phase:
     """What a step does, by how much of the budget is spent."""
 
     name: str
-    alpha: float
     lr: float
+    warm: bool
 
 
 def phase_at(config: FitConfig, fraction: float) -> Phase:
     """The phase and learning rate when ``fraction`` (0..1) of the budget is spent.
 
-    Warm start first: E and G learn to reconstruct by the consistency loss alone; then D joins (docs/decisions). Each
-    phase's rate falls on a cosine from its full value to ``final_lr`` of it.
+    Warm start first: E and G learn to reconstruct images; then D and the latents' consistency join (docs/decisions).
+    Each phase's rate falls on a cosine from its full value to ``final_lr`` of it.
     """
     warm = config.warm_start
     if fraction < warm:
-        return Phase("warm start", 1.0, _cosine(config.warm_lr, config.final_lr, fraction / warm))
+        return Phase("warm start", _cosine(config.warm_lr, config.final_lr, fraction / warm), warm=True)
     within = (fraction - warm) / (1 - warm) if warm < 1 else 1.0
-    return Phase(
-        "adversarial" if config.alpha < 1 else "consistency", config.alpha, _cosine(config.lr, config.final_lr, within)
-    )
+    name = "adversarial" if config.alpha < 1 else "consistency"
+    return Phase(name, _cosine(config.lr, config.final_lr, within), warm=False)
 
 
 def _cosine(lr: float, final: float, t: float) -> float:
@@ -147,11 +146,10 @@ class Trainer:
         z = torch.randn(n, config.latent_size, generator=self.random).to(fabric.device)
         eps = torch.rand(n, 1, generator=self.random).to(fabric.device)
         self.step += 1
-        if phase.alpha < 1.0:
+        train_ge, train_d = True, False
+        if not phase.warm and config.alpha < 1.0:
             self.adversarial_step += 1
             train_ge, train_d = players_at(self.adversarial_step, config.d_iter)
-        else:
-            train_ge, train_d = True, False
         return self.update(x, z, eps, phase, train_ge=train_ge, train_d=train_d)
 
     def update(
@@ -162,7 +160,7 @@ class Trainer:
         if train_ge:
             # D's weights take no part in this backward pass; its input gradient does.
             self.critic.requires_grad_(requires_grad=False)
-            ge = self.ge_player(x, z, phase.alpha, self.critic if phase.alpha < 1.0 else None)
+            ge = self.ge_player(x, None if phase.warm else z, self.config.alpha, self.critic)
             self.critic.requires_grad_(requires_grad=True)
             losses |= {k: v for k, v in ge.items() if k != "total"}
         if train_d:

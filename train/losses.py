@@ -23,22 +23,23 @@ class GeneratorEncoderPlayer(nn.Module):
         self.encoder = encoder
         self.generator = generator
 
-    def forward(self, x: Tensor, z: Tensor, alpha: float, critic: Critic | None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, z: Tensor | None, alpha: float, critic: Critic) -> dict[str, Tensor]:
         """Losses of one batch: ``total`` to minimise and its parts, scalars.
 
         Args:
             x: (N, 3, S, S) real images in [-1, 1].
-            z: (N, latent_size) prior latents.
-            alpha: weight of the consistency loss; 1 is the double autoencoder and needs no critic, 0 is BiGAN (EGBAD).
-            critic: D, whose weights the caller has frozen; None when alpha is 1.
+            z: (N, latent_size) prior latents. None is the warm start: reconstruct images, eq. 11 and nothing else.
+            alpha: weight of the consistency loss; 1 is the double autoencoder, 0 is BiGAN (EGBAD).
+            critic: D, whose weights the caller has frozen; not called when alpha is 1.
         """
         encoded = self.encoder(x)
+        if z is None:
+            warm = l1(x, self.generator(encoded)).mean()
+            return {"total": warm, "image_consistency": warm}
         generated = self.generator(z)
         losses: dict[str, Tensor] = {}
         total = x.new_zeros(())
         if alpha < 1.0:
-            if critic is None:
-                raise ValueError("alpha < 1 needs a critic")
             losses["adversarial"] = (critic(x, encoded) - critic(generated, z)).mean()  # eq. 5
             total = total + (1.0 - alpha) * losses["adversarial"]
         if alpha > 0.0:

@@ -52,8 +52,9 @@ class RunReporter:
             _TimeLeft(),
             TextColumn("{task.fields[losses]}"),
             console=console,
-            disable=not self._shows,
+            disable=not (self._shows and console.is_terminal),
         )
+        self._console = console
         self._task = self._bar.add_task("", total=1.0, step=trainer.step, rate=0.0, left=None, losses="")
         # The same patches in every picture, so that progress can be seen.
         self._patches = trainer.sampler.sample(PICTURE_PATCHES, torch.Generator().manual_seed(0))
@@ -88,7 +89,7 @@ class RunReporter:
             step=progress.step,
             rate=(progress.step - self._first[2]) / since if since else 0.0,
             left=since / gained * (1 - progress.fraction) if gained > 0 else None,
-            losses="  ".join(f"{LABELS[k]} {v:.4g}" for k, v in progress.losses.items() if k in LABELS),
+            losses=_told(progress.losses),
         )
         if progress.recorded and self._writer is not None:
             for name, value in progress.losses.items():
@@ -96,11 +97,20 @@ class RunReporter:
         if now - self._pictured_at > PICTURE_SECONDS:
             self._save_picture()
             self._pictured_at = now
+            if not self._console.is_terminal:  # a log file gets a line instead of the bar
+                self._console.print(
+                    f"{progress.fraction:4.0%} {progress.phase}, step {progress.step:,}: {_told(progress.losses)}",
+                    highlight=False,
+                )
 
     def _save_picture(self) -> None:
         self._samples.mkdir(exist_ok=True)
         path = self._samples / f"{self._trainer.step:08d}.png"
         cv2.imwrite(str(path), reconstruction_sheet(self._trainer, self._patches))
+
+
+def _told(losses: dict[str, float]) -> str:
+    return "  ".join(f"{LABELS[k]} {v:.4g}" for k, v in losses.items() if k in LABELS)
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def test_losses_follow_the_equations():
     latent_term = np.abs(z - reference.encoder(generated, weights)).sum(1).mean()
 
     for alpha in (0.0, 1e-4, 0.3, 1.0):
-        losses = GeneratorEncoderPlayer(E, G)(x, tz, alpha, D if alpha < 1 else None)
+        losses = GeneratorEncoderPlayer(E, G)(x, tz, alpha, D)
         expected = (1 - alpha) * (real - fake) + alpha * (image_term + latent_term)  # eq. 5, 10-13
         assert float(losses["total"].detach()) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -226,7 +226,7 @@ def test_five_training_steps_are_the_authors(authors: Reference):
                 module.negative_slope = float(np.float32(0.2))
     schedule = [(True, True), (True, False), (True, False), (False, True), (False, False)]
     # The authors' flags are (D, G and E); in their trace the images' loss stands still while only D trains.
-    phase = Phase("adversarial", config.alpha, config.lr)
+    phase = Phase("adversarial", config.lr, warm=False)
     for i, (train_d, train_ge) in enumerate(schedule):
         E, G, D = trainer.encoder, trainer.generator, trainer.critic
         ge = GeneratorEncoderPlayer(E, G)(authors.x, authors.z, config.alpha, D)
