@@ -1,4 +1,16 @@
-"""Bundles and the engines that run them: what the trainer hands to the station."""
+"""Bundles and the engines that run them: what the trainer hands to the station.
+
+::
+
+    bundle = engines.bundle.read_bundle(path)                  verified, or BundleError
+    engine = engines.opening.open_engine(bundle, settings)     proved by the self-test, or SelfTestError
+    tiler = engines.tiling.Tiler(bundle.manifest.preprocessing)
+    image = engines.images.read_image(file)                    BGR
+    scores = engine.score(tiler.patches(tiler.prepare(image)))
+    scores.anomaly_score(bundle.manifest.lambda_)              one number a patch
+
+Errors are in ``engines.errors``. Nothing is imported here, so that a command which runs no engine does not load one.
+"""
 
 import os
 
