@@ -111,6 +111,7 @@ class Daemon:
         self._last_score = 0.0
         self._frame_size: tuple[int, int] | None = None
         self._supervision = _Supervision()
+        self._reporting = threading.Lock()
 
     def stop(self, why: str) -> None:
         """Make ``run`` return; may be called from a signal handler or another thread."""
@@ -155,9 +156,7 @@ class Daemon:
         """See how the parts do; tell the broker and systemd."""
         watch, now = self._supervision, time.monotonic()
         fault = self._capture.stats.fault
-        state: Literal["online", "degraded"] | None = (
-            "degraded" if fault else "online" if self._inspected and self._engine_info else None
-        )
+        state: Literal["online", "degraded"] | None = "degraded" if fault else "online" if self._inspected else None
         if state is not None:
             self._report(state, (f"camera: {fault}",) if fault else (), now)
         if state == "online" and not watch.ready:
@@ -182,12 +181,17 @@ class Daemon:
 
     def _report(self, state: Literal["online", "degraded"], reasons: tuple[str, ...], now: float) -> None:
         watch = self._supervision
-        if state == watch.state and (reasons == watch.reasons or now < watch.next_reason):
-            return
-        if state != watch.state:
-            log.log(logging.WARNING if state == "degraded" else logging.INFO, "status", state=state, reasons=reasons)
-        watch.state, watch.reasons, watch.next_reason = state, reasons, now + REASON_REFRESH
-        self._publisher.publish(Status(state=state, reasons=reasons, session=self._session))
+        with self._reporting:
+            if state == watch.state and (reasons == watch.reasons or now < watch.next_reason):
+                return
+            changed = state != watch.state
+            watch.state, watch.reasons, watch.next_reason = state, reasons, now + REASON_REFRESH
+            self._publisher.publish(Status(state=state, reasons=reasons, session=self._session))
+            if changed:
+                log.log(
+                    logging.WARNING if state == "degraded" else logging.INFO, "status", state=state, reasons=reasons
+                )
+                self._publish_info()
 
     def _describe(self, state: str | None, fault: str | None) -> str:
         broker = self._publisher.connection
@@ -240,7 +244,6 @@ class Daemon:
             engine = open_engine(self._bundle, self._settings.engine)
             try:
                 self._engine_info = engine.info
-                self._publish_info()
                 inspector = Inspector(
                     engine,
                     make_tiler(self._settings, self._bundle),
@@ -273,9 +276,9 @@ class Daemon:
             inspection = inspector.inspect(frame.image)
         except ValueError as error:  # frame or region of interest and model do not go together
             raise CameraError(f"frame {frame.seq} {frame.name}: {error}") from error
-        if self._frame_size != inspection.grid.frame_size:
-            self._frame_size = inspection.grid.frame_size
-            self._publish_info()
+        self._frame_size = inspection.grid.frame_size
+        if self._inspected == 0:  # here and not at the next look: subscribers learn of the station before its scores
+            self._report("online", (), time.monotonic())
         events = self._tracker.update(frame, inspection)
         self._publisher.publish(self._score(frame, inspection, started))
         for event in events:

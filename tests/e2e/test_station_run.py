@@ -114,6 +114,7 @@ def test_from_start_to_stop_as_a_client_sees_it(
     with StationProcess(write_config(tmp_path, camera.url, broker.port), tmp_path / "log") as process:
         subscriber.wait_for(lambda _: len(subscriber.on("/score")) >= 5)
         subscriber.wait_for(lambda _: states(subscriber) == ["online"])
+        assert [m.topic.removeprefix(f"{PREFIX}/") for m in subscriber.heard[:3]] == ["status", "info", "score"]
         info = Info.model_validate_json(subscriber.on("/info")[-1])
         assert (info.bundle_name, info.frame_width, info.frame_height, info.threshold) == ("toy", 128, 96, 40)
         assert not events(subscriber)
