@@ -23,7 +23,7 @@ from train.labelled import LabelledImage
 from train.scorer import Scorer
 from train.sheet import Case, draw_sheet, pick_cases
 
-EXAMPLE_IMAGES = 4
+EXAMPLE_IMAGES = 3
 SCORED_IMAGES = 100  # training images whose scores the model card sums up
 
 _RECORD_KEYS = {"step", "seconds"}  # of a history record; the rest are losses

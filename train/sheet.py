@@ -62,7 +62,7 @@ def draw_sheet(cases: list[Case], scorer: FrameScorer, reconstructor: Reconstruc
         _show(next(cells), row.photo, f"{case.why}\n{case.image.defect or GOOD}/{case.image.path.name}")
         if row.reconstruction is not None:
             _show(next(cells), row.reconstruction, "reconstruction")
-        _show(next(cells), row.residual, f"residual, score {row.score:.4g}", hottest)
+        _show(next(cells), row.residual, f"residual, score {row.score:,.1f}", hottest)
         if any_defect:
             _show(next(cells), row.outlined, row.truth)
     figure.suptitle(f"residual |x - G(E(x))|: black 0, yellow {hottest:.2f} of at most 2", fontsize=7)
