@@ -42,7 +42,8 @@ site = "demo"
 [camera]
 url = "demo:brick?seed={seed}&frames={frames}"
 policy = "every"
-{fps}
+fps = {fps}
+
 [mqtt]
 host = "{host}"
 port = {port}
@@ -55,9 +56,7 @@ def demo(
     seed: Annotated[
         int, typer.Option(min=0, max=999_999, help="Another seed: other defects, places and light.")
     ] = DEFAULT_SEED,
-    fps: Annotated[
-        float, typer.Option(min=0, max=10_000, help="Frames per second; 0: as fast as they are inspected.")
-    ] = 15.0,
+    fps: Annotated[float, typer.Option(min=1, max=60, help="Frames per second.")] = 15.0,
     out: Annotated[
         Path,
         typer.Option(metavar="DIR", help="For pictures, settings and log; an earlier demo's there are replaced."),
@@ -115,7 +114,7 @@ def demo(
                 bundle=to_json(str(bundle.resolve())).decode(),  # a JSON string is a TOML string
                 seed=seed,
                 frames=frames,
-                fps=f"fps = {fps}\n" if fps else "",
+                fps=fps,
                 host=HOST,
                 port=broker.port,
             ).encode(),
@@ -125,7 +124,7 @@ def demo(
             highlight=False,
         )
         with _station("run", "--config", str(settings), log=log) as process:
-            if not subscriber.follow(lambda: process.poll() is not None):
+            if not subscriber.follow(process.poll):
                 raise _failure("the station stopped working before the end of the line", log)
     subscriber.summarize()
 

@@ -78,25 +78,29 @@ class Subscriber:
         """Disconnect."""
         self._connection.stop(timeout=2.0)
 
-    def follow(self, ended: Callable[[], bool]) -> bool:
-        """Take messages until the station has published ``stopped``.
+    def follow(self, exit_code: Callable[[], int | None]) -> bool:
+        """Take messages until the station has stopped.
 
         Args:
-            ended: whether the station's process is gone.
+            exit_code: of the station's process; None while it lives.
 
         Returns:
-            False if it is gone without having said so, or has said nothing for a minute.
+            False if its process failed, or has said nothing for a minute.
         """
         columns = (TextColumn("frame"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         heard = time.monotonic()
         with Progress(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task("frame", total=self._tally.line.n_frames)
             while not self._stopped:
-                gone = ended()  # asked first: what it said last is then in the queue, or within the second
+                code = exit_code()  # asked first: what it said last is then in the queue, or within the second
                 try:
                     message = self._messages.get(timeout=1.0)
                 except queue.Empty:
-                    if gone or time.monotonic() - heard > _SILENCE:
+                    # amqtt acknowledges a message before it passes it on, and drops those not yet passed on when the
+                    # sender leaves. So "stopped" may never come; the exit code then says that all was well.
+                    if code is not None:
+                        return code == 0
+                    if time.monotonic() - heard > _SILENCE:
                         return False
                     continue
                 heard = time.monotonic()

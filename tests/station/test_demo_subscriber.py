@@ -80,7 +80,7 @@ def test_it_follows_a_station_to_its_end_and_sums_up(station, text, tmp_path):
         publish("alert", alert("open", "b", wrong, (0, 0, 9, 9)))
         publish("alert", alert("close", "b", wrong, (0, 0, 9, 9)))
         publish("status", status("stopped"))
-        assert subscriber.follow(lambda: False) is True
+        assert subscriber.follow(lambda: None) is True
         subscriber.summarize()
     said = text.getvalue()
     assert f"peak 6: {planted.kind}" in said
@@ -93,9 +93,17 @@ def test_it_follows_a_station_to_its_end_and_sums_up(station, text, tmp_path):
     assert cv2.imread(str(tmp_path / "contact-sheet.jpg")) is not None
 
 
-def test_a_station_that_is_gone_without_a_word_is_noticed(station, text, tmp_path):
+@pytest.mark.parametrize(("exit_code", "fine"), [(0, True), (1, False), (-9, False)])
+def test_a_station_that_is_gone_without_a_word_is_judged_by_its_exit_code(station, text, tmp_path, exit_code, fine):
     port, publish = station
     with Subscriber(HOST, port, TOPICS, Tally(SampleLine(0, 30)), Console(file=text), tmp_path) as subscriber:
         publish("status", status("online"))
         publish("status", status("offline"))
-        assert subscriber.follow(lambda: True) is False
+        assert subscriber.follow(lambda: exit_code) is fine
+
+
+def test_a_station_that_falls_silent_is_given_up(station, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("station.demo.subscriber._SILENCE", 0.5)
+    port, _ = station
+    with Subscriber(HOST, port, TOPICS, Tally(SampleLine(0, 30)), Console(file=text), tmp_path) as subscriber:
+        assert subscriber.follow(lambda: None) is False
