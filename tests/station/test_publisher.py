@@ -4,6 +4,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -276,7 +277,9 @@ def tls_broker(tmp_path: Path, authority: tuple[trustme.CA, Path]) -> Iterator[M
 def connect(port: int, host: str = "localhost", **tls) -> Connection:
     connection = Connection(MqttSettings(host=host, port=port, tls=TlsSettings(**tls)), "c")
     connection.start()
-    connection.wait(2)
+    end = time.monotonic() + 10
+    while not connection.wait(0.05) and connection.problem is None:
+        assert time.monotonic() < end
     connection.stop(1)
     return connection
 
