@@ -68,11 +68,11 @@ class PatchSampler:
 
     def _cut(self, heights: Tensor, widths: Tensor, starts: Tensor, where: Tensor, signs: Tensor) -> Tensor:
         """Axis-parallel patches: whole pixels, nothing interpolated."""
-        top = (where[0] * (heights - self.patch + 1)).long()
-        left = (where[1] * (widths - self.patch + 1)).long()
+        top = (where[0] * (heights - self.patch + 1)).to(torch.int64)
+        left = (where[1] * (widths - self.patch + 1)).to(torch.int64)
         middle = (self.patch - 1) / 2
-        rows = top[:, None] + (signs[0][:, None] * self.offsets + middle).long()
-        columns = left[:, None] + (signs[1][:, None] * self.offsets + middle).long()
+        rows = top[:, None] + (signs[0][:, None] * self.offsets + middle).to(torch.int64)
+        columns = left[:, None] + (signs[1][:, None] * self.offsets + middle).to(torch.int64)
         index = (starts[:, None] + rows * widths[:, None])[:, :, None] + columns[:, None, :]
         return self._scaled(self.pixels[index.to(self.device)])
 
@@ -94,10 +94,10 @@ class PatchSampler:
         x = (centre_x[:, None, None] + cos * u - sin * v).clamp_(min=0).minimum(last_column[:, None, None]).to(device)
         y0, x0 = y.floor(), x.floor()
         dy, dx = (y - y0).unsqueeze(-1), (x - x0).unsqueeze(-1)
-        y0, x0 = y0.long(), x0.long()
+        y0, x0 = y0.to(torch.int64), x0.to(torch.int64)
         width = widths[:, None, None].to(device)
-        down = (y0 < heights[:, None, None].to(device) - 1).long() * width
-        right = (x0 < width - 1).long()
+        down = (y0 < heights[:, None, None].to(device) - 1).to(torch.int64) * width
+        right = (x0 < width - 1).to(torch.int64)
         index = starts[:, None, None].to(device) + y0 * width + x0
         upper = torch.lerp(self.pixels[index].float(), self.pixels[index + right].float(), dx)
         index = index + down

@@ -1,0 +1,56 @@
+# `make run` and `make test` set up all they need. PYTHON=python3.12 picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch for `make test`. Where pip would fetch a CUDA build that you do not want, name the index of CPU builds (see
+# pytorch.org, "Get started"): make test TORCH_INDEX=URL
+TORCH ?= torch
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench quality clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+run: $(VENV)/.station  ## Set up what the station needs and run the demo: a line with planted defects, MQTT and all
+	$(BIN)/station demo
+
+test: $(VENV)/.dev $(VENV)/.system  ## Set up everything and run all tests
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## Formatter, linter, types, oldest Python
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations station engines train
+
+bench: $(VENV)/.dev  ## Speed of the bundled engine on this machine
+	$(BIN)/station bench --bundle engines/bundled/brick
+
+quality: $(VENV)/.dev  ## Detection quality of the bundled engine on the demo's line, over many seeds
+	$(BIN)/python benchmarks/demo_line.py
+
+clean:  ## Remove the environment
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is older than 3.10 or missing; install python3 or pass PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: $(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.station: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	$(BIN)/python -c 'import torch' 2>/dev/null || \
+	  $(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.station
+
+# Programs that tests run: a real broker, a real RTSP server, a real GStreamer. Installed when we may, else told.
+$(VENV)/.system: $(BIN)/python deploy/test-packages.txt
+	@sh deploy/test-packages.sh
+	@touch $@
