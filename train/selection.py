@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 
-from engines.images import find_images, read_image
+from engines.images import read_image
 from engines.tiling import Tiler
 from train.config import FitConfig
-from train.data import DataError
 from train.fit import Trainer
+from train.labelled import find_labelled_images
+from train.metrics import image_metrics
 from train.scorer import Scorer
 
 CHUNK = 256  # patches scored at once
@@ -27,25 +26,24 @@ class TestSelection:
 
         Raises:
             DataError: ``data`` has no test images of both kinds.
+            ImageError: one of them cannot be read.
         """
         tiler = Tiler(config.preprocessing(colour))
-        paths = find_images(data / "test") if (data / "test").is_dir() else []
-        self._labels = [path.parent.name != "good" for path in paths]
-        if not 0 < sum(self._labels) < len(paths):
-            raise DataError(f"{data}: --protocol paper needs test/good/ and test/<defect>/ to choose the weights by")
-        self._patches = [tiler.patches(tiler.prepare(read_image(path))) for path in paths]
-        self._lambda = config.lambda_
-        self._feature_layer = config.feature_layer
+        images = find_labelled_images(data)
+        self._anomalous = [image.defect is not None for image in images]
+        self._patches = [tiler.patches(tiler.prepare(read_image(image.path))) for image in images]
+        self._config = config
 
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> float:
         """Image auROC with frame score = max over patches (paper, V.B)."""
-        scorer = Scorer(*trainer.averaged, trainer.critic, self._feature_layer)
-        scores = []
-        for patches in self._patches:
-            best = -np.inf
+        scorer = Scorer(*trainer.averaged, trainer.critic, self._config.feature_layer)
+        lambda_ = self._config.lambda_
+        scores: dict[bool, list[float]] = {False: [], True: []}
+        for patches, anomalous in zip(self._patches, self._anomalous, strict=True):
+            best = float("-inf")
             for chunk in torch.split(torch.from_numpy(patches), CHUNK):
                 l_r, l_fd, *_ = scorer(chunk.to(trainer.fabric.device))
-                best = max(best, float(((1 - self._lambda) * l_r + self._lambda * l_fd).max()))
-            scores.append(best)
-        return float(roc_auc_score(self._labels, scores))
+                best = max(best, float(((1 - lambda_) * l_r + lambda_ * l_fd).max()))
+            scores[anomalous].append(best)
+        return image_metrics(scores[False], scores[True]).auroc
