@@ -1,0 +1,221 @@
+"""Finds TensorRT or TensorRT-RTX. All that differs between their versions is in this module.
+
+Checked against the source of NVIDIA's Python bindings at 8.6.1, 10.3, 10.12, 10.16, 11.0 and 11.1, and run with
+TensorRT-RTX 1.7:
+
+=========================  =====  ======  =======  ======  =======
+what differs               8.6    10.x    11.x     RTX 1   here
+=========================  =====  ======  =======  ======  =======
+flag EXPLICIT_BATCH        must   no use  gone     gone    :func:`network_flags`
+types of layers            flags  flags   graph    graph   :func:`typed_by_graph`
+node and operator in a     no     yes     yes      yes     :func:`describe_parser_error`
+parser's error
+IProgressMonitor           no     yes     yes      yes     :func:`make_progress_monitor`
+timing cache               yes    yes     yes      no use  :func:`has_timing_cache`
+=========================  =====  ======  =======  ======  =======
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import structlog
+
+from engines.errors import BackendError
+
+log = structlog.get_logger(__name__)
+
+MODULES = ("tensorrt", "tensorrt_rtx")  # JetPack's own comes first
+OLDEST = (8, 6)
+
+INSTALL = (
+    "JetPack brings TensorRT along (make the virtual environment with --system-site-packages); elsewhere "
+    "`pip install 'cbigan-station[tensorrt]'` installs TensorRT-RTX"
+)
+
+
+def trt() -> Any:  # noqa: ANN401 - a module; NVIDIA's stubs are not valid Python, and no version's would fit all
+    """NVIDIA's module, ``tensorrt`` if it is there, else ``tensorrt_rtx``.
+
+    Raises:
+        BackendError: neither can be used; says why and what to install.
+    """
+    module, problem = _find()
+    if module is None:
+        raise BackendError(f"TensorRT cannot be used: {problem}. {INSTALL}")
+    return module
+
+
+def problem() -> str | None:
+    """Why there is no TensorRT here, in a few words; None: there is."""
+    return _find()[1]
+
+
+def is_rtx() -> bool:
+    """Whether it is TensorRT-RTX, which compiles kernels when a plan is loaded and not when it is built."""
+    return str(trt().__name__) == "tensorrt_rtx"
+
+
+def name() -> str:
+    """What NVIDIA calls it."""
+    return "TensorRT-RTX" if is_rtx() else "TensorRT"
+
+
+def version() -> str:
+    """Full version, such as 10.3.0 or 1.7.1.116. Plans fit no other."""
+    return str(trt().__version__)
+
+
+def network_flags() -> int:
+    """Flags for ``create_network``: dynamic shapes, which 8.x has to be asked for."""
+    flags = getattr(trt().NetworkDefinitionCreationFlag, "EXPLICIT_BATCH", None)
+    return 0 if flags is None or _numbers(version())[0] >= 10 else 1 << int(flags)
+
+
+def typed_by_graph() -> bool:
+    """Whether the graph's own types decide, so that fp16 needs an fp16 graph; otherwise the builder's flags do."""
+    return is_rtx() or not hasattr(trt().BuilderFlag, "FP16")
+
+
+def set_precision(config: Any, precision: str) -> None:  # noqa: ANN401
+    """Allow what ``precision`` ("fp32", "fp16", "int8") needs in an ``IBuilderConfig``.
+
+    fp32 means 24 bits: TensorRT's TF32, on by default, keeps 11 and would not pass fp32's self-test.
+    """
+    flag = trt().BuilderFlag
+    if precision == "fp32":
+        config.clear_flag(flag.TF32)
+    if typed_by_graph():
+        return
+    if precision in ("fp16", "int8"):  # what an int8 graph leaves unquantized
+        config.set_flag(flag.FP16)
+    if precision == "int8":
+        config.set_flag(flag.INT8)
+
+
+def describe_parser_error(error: Any) -> str:  # noqa: ANN401
+    """One ``IParserError``: node, operator and reason."""
+    where = f"node {error.node()}"
+    if hasattr(error, "node_name"):
+        where = f"node {error.node()} ({error.node_operator() or 'graph'} {error.node_name()!r})"
+    return f"{where}: {' '.join(str(error.desc()).split())}"
+
+
+def has_timing_cache() -> bool:
+    """Whether measured kernel times can be kept for the next build; RTX measures when a plan is loaded."""
+    return not is_rtx()
+
+
+def make_progress_monitor(
+    phase_start: Callable[[str, str | None, int], None],
+    step_complete: Callable[[str, int], bool],
+    phase_finish: Callable[[str], None],
+) -> Any | None:  # noqa: ANN401
+    """An ``IProgressMonitor`` of three functions, as NVIDIA documents them; None where the version has none.
+
+    The functions are called from the builder's threads. ``step_complete`` returns False to cancel the build.
+    """
+    base = getattr(trt(), "IProgressMonitor", None)
+    if base is None:
+        return None
+    methods = {
+        "phase_start": lambda _, name, parent, steps: phase_start(name, parent, steps),
+        "step_complete": lambda _, name, step: step_complete(name, step),
+        "phase_finish": lambda _, name: phase_finish(name),
+    }
+    return type("ProgressMonitor", (base,), methods)()
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What TensorRT said meanwhile.
+
+    Attributes:
+        errors: errors, oldest first, each in one line.
+        layers: the plan's layers, as the builder lists them at its end.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+
+    def hear(self, severity: str, text: str) -> None:
+        """Keep what is worth keeping of one message."""
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self.errors.append(" ".join(text.split()))
+        heading, _, rest = text.partition("\n")
+        if heading.startswith("Engine Layer Information"):
+            self.layers = [line for line in rest.splitlines() if line.startswith("Layer")]
+
+    def reason(self) -> str:
+        """The errors, or that there were none."""
+        return "; ".join(self.errors)[:1000] or "it gave no reason"
+
+
+_listening: list[Transcript] = []
+
+
+@contextmanager
+def transcript() -> Iterator[Transcript]:
+    """Keep what :func:`logger` hears while in the block, to tell it when something fails."""
+    heard = Transcript()
+    _listening.append(heard)
+    try:
+        yield heard
+    finally:
+        _listening.remove(heard)
+
+
+def logger() -> Any:  # noqa: ANN401
+    """The ``ILogger`` for builders and runtimes; one a process, as TensorRT itself keeps only the first."""
+    return _make_logger(trt())
+
+
+@cache
+def _make_logger(module: Any) -> Any:  # noqa: ANN401
+    severe = module.ILogger.Severity.WARNING
+
+    def hear(_: object, severity: Any, text: str) -> None:  # noqa: ANN401
+        for listener in _listening:
+            listener.hear(severity.name, text)
+        if int(severity) <= int(severe):
+            log.debug("TensorRT says", severity=severity.name, text=text)
+
+    return type("Logger", (module.ILogger,), {"log": hear})()
+
+
+@cache
+def _find() -> tuple[Any | None, str | None]:
+    problems = []
+    for module_name in MODULES:
+        module, found = _import(module_name)
+        if found is None:
+            return module, None
+        problems.append(f"{module_name} {found}")
+    return None, "; ".join(problems)
+
+
+def _import(module_name: str) -> tuple[Any | None, str | None]:
+    """The module, or what is wrong with it."""
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        return None, "is not installed" if error.name == module_name else f"cannot be loaded ({error})"
+    except (ImportError, OSError, RuntimeError) as error:  # a missing CUDA library, most often
+        return None, f"cannot be loaded ({error})"
+    return module, _unusable(module)
+
+
+def _unusable(module: Any) -> str | None:  # noqa: ANN401
+    # Left-overs of a package and type stubs make an importable folder with nothing in it.
+    if not hasattr(module, "Builder") or not hasattr(module, "__version__"):
+        return "is an empty folder"
+    if module.__name__ == "tensorrt" and _numbers(module.__version__)[:2] < OLDEST:
+        return f"{module.__version__} is older than {'.'.join(map(str, OLDEST))}"
+    return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
