@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 UInt8Array = NDArray[np.uint8]
 Float32Array = NDArray[np.float32]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)

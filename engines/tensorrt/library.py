@@ -135,7 +135,7 @@ class Transcript:
 
     Attributes:
         errors: errors, oldest first, each in one line.
-        layers: the plan's layers, as the builder lists them at its end.
+        layers: the plan's layers, one line each, as the builder lists them at its end.
     """
 
     errors: list[str] = field(default_factory=list)
@@ -146,8 +146,8 @@ class Transcript:
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(" ".join(text.split()))
         heading, _, rest = text.partition("\n")
-        if heading.startswith("Engine Layer Information"):
-            self.layers = [line for line in rest.splitlines() if line.startswith("Layer")]
+        if heading in ("Layers:", "Engine Layer Information:"):
+            self.layers += [line for line in rest.splitlines() if line.startswith(("Name:", "Layer("))]
 
     def reason(self) -> str:
         """The errors, or that there were none."""
