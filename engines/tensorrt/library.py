@@ -12,6 +12,8 @@ node and operator in a     no     yes     yes      yes     :func:`describe_parse
 parser's error
 IProgressMonitor           no     yes     yes      yes     :func:`make_progress_monitor`
 timing cache               yes    yes     yes      no use  :func:`has_timing_cache`
+compiles kernels           built  built   built    loaded  :func:`create_context`
+says if it can be recorded no     no      may be   yes     :func:`can_record`
 =========================  =====  ======  =======  ======  =======
 """
 
@@ -107,6 +109,26 @@ def describe_parser_error(error: Any) -> str:  # noqa: ANN401
 def has_timing_cache() -> bool:
     """Whether measured kernel times can be kept for the next build; RTX measures when a plan is loaded."""
     return not is_rtx()
+
+
+def create_context(engine: Any) -> Any | None:  # noqa: ANN401
+    """An execution context with memory of its own, enough for the profile's largest shape; None: it failed.
+
+    RTX compiles kernels for every new shape. By default it does so in the background and lets general ones work
+    meanwhile: scores would change in their last digits some time after the start, and a CUDA graph might hold the slow
+    ones for ever. So the first run of a shape waits for them.
+    """
+    if not is_rtx():
+        return engine.create_execution_context()
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = trt().DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)
+
+
+def can_record(context: Any, stream: int) -> bool:  # noqa: ANN401
+    """Whether a run of ``context`` may be recorded as a CUDA graph; where the version cannot tell, one has to try."""
+    ask = getattr(context, "is_stream_capturable", None)
+    return ask is None or bool(ask(stream))
 
 
 def make_progress_monitor(

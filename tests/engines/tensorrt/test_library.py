@@ -99,6 +99,44 @@ def test_8_has_no_progress_monitor(pretend):
     assert library.make_progress_monitor(print, print, print) is None
 
 
+class EngineDouble:
+    """Double of ICudaEngine that remembers how its context was asked for."""
+
+    def create_runtime_config(self):
+        return SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="LAZY")
+
+    def create_execution_context(self, *arguments):
+        return ("context", *arguments)
+
+
+def test_rtx_finishes_its_kernels_before_the_first_scores(pretend, monkeypatch):
+    pretend("rtx")
+    strategies = SimpleNamespace(EAGER="EAGER")
+    monkeypatch.setattr(DOUBLES["rtx"], "DynamicShapesKernelSpecializationStrategy", strategies, raising=False)
+    _, config = library.create_context(EngineDouble())
+    assert config.dynamic_shapes_kernel_specialization_strategy == "EAGER"
+
+
+def test_the_real_rtx_has_what_a_context_is_asked_for_with():
+    trt = pytest.importorskip("tensorrt_rtx")
+    assert trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert isinstance(trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy, property)
+    assert callable(trt.ICudaEngine.create_runtime_config)
+    assert callable(trt.IExecutionContext.is_stream_capturable)
+
+
+@pytest.mark.parametrize("which", ["8.6.1", "10.3.0", "11.4.1"])
+def test_elsewhere_a_context_needs_nothing(pretend, which):
+    pretend(which)
+    assert library.create_context(EngineDouble()) == ("context",)
+
+
+def test_where_the_version_cannot_tell_one_tries_to_record():
+    assert library.can_record(SimpleNamespace(), 7)
+    assert library.can_record(SimpleNamespace(is_stream_capturable=lambda stream: stream == 7), 7)
+    assert not library.can_record(SimpleNamespace(is_stream_capturable=lambda stream: stream != 7), 7)
+
+
 @pytest.mark.parametrize(("which", "name"), [("10.3.0", "TensorRT"), ("rtx", "TensorRT-RTX")])
 def test_names(pretend, which, name):
     pretend(which)
