@@ -210,7 +210,7 @@ class PlanCache:
             on_wait: called again and again while another process builds; what it raises ends the waiting.
         """
         folder = self._folder()
-        with (folder / "lock").open("w") as file:
+        with os.fdopen(os.open(folder / "lock", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
