@@ -8,7 +8,7 @@ TORCH ?= torch
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench quality clean
+.PHONY: help run test lint bench quality docs clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ bench: $(VENV)/.dev  ## Speed of the bundled engine on this machine
 
 quality: $(VENV)/.dev  ## Detection quality of the bundled engine on the demo's line, over many seeds
 	$(BIN)/python benchmarks/demo_line.py
+
+docs: $(VENV)/.dev  ## Write the pages that are made from the code
+	$(BIN)/python docs/make_settings.py
 
 clean:  ## Remove the environment
 	rm -rf $(VENV)
