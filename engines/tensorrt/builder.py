@@ -135,7 +135,7 @@ def build_plan(
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or the layers have no names
-        library.set_precision(config, options.precision)
+        library.set_precision(config, network, options.precision)
         profile = builder.create_optimization_profile()
         for tensor in tensors[0]:
             sizes = (1, options.max_patches, options.max_patches)

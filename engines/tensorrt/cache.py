@@ -85,8 +85,8 @@ class Verdict(_Model):
     """What the accuracy gate found when the plan first ran."""
 
     accepted: bool
-    selftest_error: float
-    rank_correlation: float
+    selftest_error: float | None = None
+    rank_correlation: float | None = None
     words: str
 
 

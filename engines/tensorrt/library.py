@@ -82,20 +82,28 @@ def typed_by_graph() -> bool:
     return is_rtx() or not hasattr(trt().BuilderFlag, "FP16")
 
 
-def set_precision(config: Any, precision: str) -> None:  # noqa: ANN401
-    """Allow what ``precision`` ("fp32", "fp16", "int8") needs in an ``IBuilderConfig``.
+def set_precision(config: Any, network: Any, precision: str) -> None:  # noqa: ANN401
+    """Allow what ``precision`` ("fp32", "fp16", "int8") needs in an ``IBuilderConfig`` and an ``INetworkDefinition``.
 
-    fp32 means 24 bits: TensorRT's TF32, on by default, keeps 11 and would not pass fp32's self-test.
+    fp32 means 24 bits: TensorRT's TF32, on by default, keeps 11 and would not pass fp32's self-test. Where flags
+    decide, sums stay in fp32 whatever the flags: those of eq. 8 have up to 49,152 terms of up to 2 each, and fp16 ends
+    at 65,504. The fp16 graphs are exported with such sums.
     """
-    flag = trt().BuilderFlag
+    module = trt()
+    flag = module.BuilderFlag
     if precision == "fp32":
         config.clear_flag(flag.TF32)
-    if typed_by_graph():
+    if typed_by_graph() or precision == "fp32":
         return
-    if precision in ("fp16", "int8"):  # what an int8 graph leaves unquantized
-        config.set_flag(flag.FP16)
+    config.set_flag(flag.FP16)  # for int8 too: what its graph leaves unquantized
     if precision == "int8":
         config.set_flag(flag.INT8)
+    config.set_flag(flag.OBEY_PRECISION_CONSTRAINTS)
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == module.LayerType.REDUCE:
+            layer.precision = module.DataType.FLOAT
+            layer.set_output_type(0, module.DataType.FLOAT)
 
 
 def describe_parser_error(error: Any) -> str:  # noqa: ANN401

@@ -21,6 +21,25 @@ class ConfigDouble:
         self.flags.discard(flag)
 
 
+class LayerDouble:
+    def __init__(self, kind):
+        self.type = kind
+        self.precision = None
+        self.output_types = {}
+
+    def set_output_type(self, index, dtype):
+        self.output_types[index] = dtype
+
+
+class NetworkDouble:
+    def __init__(self):
+        self.layers = [LayerDouble("CONVOLUTION"), LayerDouble("REDUCE")]
+        self.num_layers = len(self.layers)
+
+    def get_layer(self, index):
+        return self.layers[index]
+
+
 def make_double(version, network_flags, builder_flags, *, monitor, name="tensorrt"):
     """A double of NVIDIA's module: the names that its Python bindings' source has at this version, no behaviour."""
     module = ModuleType(name)
@@ -28,19 +47,18 @@ def make_double(version, network_flags, builder_flags, *, monitor, name="tensorr
     module.Builder = object
     module.NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", network_flags)
     module.BuilderFlag = SimpleNamespace(**{flag: flag for flag in builder_flags})
+    module.LayerType = SimpleNamespace(REDUCE="REDUCE")
+    module.DataType = SimpleNamespace(FLOAT="FLOAT")
     if monitor:
         module.IProgressMonitor = object
     return module
 
 
+OLD_FLAGS = ["FP16", "INT8", "TF32", "OBEY_PRECISION_CONSTRAINTS"]
 DOUBLES = {
-    "8.6.1": make_double(
-        "8.6.1", {"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1}, ["FP16", "INT8", "TF32"], monitor=False
-    ),
-    "10.3.0": make_double("10.3.0", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, ["FP16", "INT8", "TF32"], monitor=True),
-    "10.16.1": make_double(
-        "10.16.1", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, ["FP16", "INT8", "TF32"], monitor=True
-    ),
+    "8.6.1": make_double("8.6.1", {"EXPLICIT_BATCH": 0, "EXPLICIT_PRECISION": 1}, OLD_FLAGS, monitor=False),
+    "10.3.0": make_double("10.3.0", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, OLD_FLAGS, monitor=True),
+    "10.16.1": make_double("10.16.1", {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, OLD_FLAGS, monitor=True),
     "11.4.1": make_double("11.4.1", {"STRONGLY_TYPED": 0}, ["TF32"], monitor=True),
     "rtx": make_double("1.7.1.116", {"STRONGLY_TYPED": 0}, ["TF32"], monitor=True, name="tensorrt_rtx"),
 }
@@ -68,24 +86,32 @@ def test_from_11_on_and_for_rtx_the_graph_decides_the_types(pretend, which, by_g
     assert library.typed_by_graph() is by_graph
 
 
+OBEY = "OBEY_PRECISION_CONSTRAINTS"
+
+
 @pytest.mark.parametrize("which", ["8.6.1", "10.3.0", "10.16.1"])
 @pytest.mark.parametrize(
-    ("precision", "flags"), [("fp32", set()), ("fp16", {"TF32", "FP16"}), ("int8", {"TF32", "FP16", "INT8"})]
+    ("precision", "flags"),
+    [("fp32", set()), ("fp16", {"TF32", "FP16", OBEY}), ("int8", {"TF32", "FP16", "INT8", OBEY})],
 )
-def test_flags_allow_a_precision_before_11(pretend, which, precision, flags):
+def test_flags_allow_a_precision_before_11_but_not_for_sums(pretend, which, precision, flags):
     pretend(which)
-    config = ConfigDouble()
-    library.set_precision(config, precision)
+    config, network = ConfigDouble(), NetworkDouble()
+    library.set_precision(config, network, precision)
     assert config.flags == flags
+    convolution, reduce = network.layers
+    assert (convolution.precision, convolution.output_types) == (None, {})
+    assert (reduce.precision, reduce.output_types) == ((None, {}) if precision == "fp32" else ("FLOAT", {0: "FLOAT"}))
 
 
 @pytest.mark.parametrize("which", ["11.4.1", "rtx"])
 @pytest.mark.parametrize(("precision", "flags"), [("fp32", set()), ("fp16", {"TF32"}), ("int8", {"TF32"})])
 def test_flags_leave_types_alone_where_the_graph_decides(pretend, which, precision, flags):
     pretend(which)
-    config = ConfigDouble()
-    library.set_precision(config, precision)
+    config, network = ConfigDouble(), NetworkDouble()
+    library.set_precision(config, network, precision)
     assert config.flags == flags
+    assert all(layer.precision is None for layer in network.layers)
 
 
 @pytest.mark.parametrize(("which", "has"), [("8.6.1", True), ("10.3.0", True), ("11.4.1", True), ("rtx", False)])
