@@ -16,9 +16,9 @@ One TOML file describes one station; `station check --config station.toml` says 
 `camera.url` and one of `calibration` or `judge.threshold` are required. An unknown key or a value out of range ends the
 daemon with exit code 78 and says file, key, value and what is allowed.
 
-An environment variable overrides one key; `__` separates section and key: `{ENV_PREFIX}MQTT__HOST=broker.plant` is `host`
-in `[mqtt]`. Secrets belong into systemd credentials: `$CREDENTIALS_DIRECTORY/mqtt_password` is `mqtt.password`, and
-`camera_url` is a `camera.url` with user name and password in it.
+An environment variable overrides one key; `__` separates section and key: `{ENV_PREFIX}MQTT__HOST=broker.plant` is
+`host` in `[mqtt]`. Secrets belong into systemd credentials: `$CREDENTIALS_DIRECTORY/mqtt_password` is `mqtt.password`,
+and `camera_url` is a `camera.url` with user name and password in it.
 
 *This page is made from `station/settings.py` by `make docs`.*
 """
