@@ -1,6 +1,8 @@
 """What an engine is: patches in, scores out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -10,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 UInt8Array = NDArray[np.uint8]
 Float32Array = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "int8"]
+
+OnProgress = Callable[[str, float], None]
+"""Told what is being done and the share done, 0..1, while an engine is built; from any thread. An exception it raises
+ends the build and comes out of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,33 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: Literal["auto", "onnxruntime"] = Field(
-        default="auto", description="Which back end runs the scorer; 'auto' takes the fastest that is installed."
+    backend: Literal["auto", "onnxruntime", "tensorrt"] = Field(
+        default="auto",
+        description="Which back end runs the scorer; 'auto' takes TensorRT where it and a GPU are there, else ONNX "
+        "Runtime on the CPU.",
     )
     threads: int = Field(
         default=0, ge=0, le=256, description="CPU threads of the engine; 0 takes one per core available to the process."
+    )
+    precision: Precision = Field(
+        default="fp16",
+        description="Lowest precision of the tensorrt back end. What the bundle has no graph for, or what does not "
+        "score like fp32 on this device, gives way to the next higher one. ONNX Runtime computes in fp32.",
+    )
+    max_patches: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Patches that a TensorRT plan is built for; frames with more take several turns. null: whatever "
+        "plan there is, else as many as a frame of the bundle's frame_size has, or 64.",
+    )
+    workspace_mib: int = Field(
+        default=1024, ge=16, le=65536, description="Scratch memory that a TensorRT kernel may use, MiB."
+    )
+    cache: Path | None = Field(
+        default=None,
+        description="Folder of TensorRT plans; null: $CACHE_DIRECTORY/engines under systemd, else "
+        "~/.cache/cbigan-station/engines.",
     )
 
 

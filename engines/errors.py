@@ -5,6 +5,7 @@
     EngineError                 catch this one to catch them all
     ├── BundleError             the bundle itself: missing, tampered, truncated, of a newer schema
     ├── BackendError            the back end: not installed, cannot run this graph, failed while running
+    │   └── PlanError           a TensorRT plan that must not be loaded, or cannot: build it again
     └── SelfTestError           the engine does not reproduce the outputs stored with the bundle
 
 ``ImageError`` (an image file that cannot be read) stands alone: it is about data, not about engines.
@@ -21,6 +22,10 @@ class BundleError(EngineError):
 
 class BackendError(EngineError):
     """The inference back end is not installed, refuses the graph or failed while running it."""
+
+
+class PlanError(BackendError):
+    """A TensorRT plan was altered or built elsewhere, or TensorRT refuses it; building it again helps."""
 
 
 class SelfTestError(EngineError):

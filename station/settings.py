@@ -289,6 +289,7 @@ _Location = tuple[int | str, ...]
 _PATHS: tuple[tuple[str, ...], ...] = (
     ("bundle",),
     ("calibration",),
+    ("engine", "cache"),
     ("mqtt", "tls", "ca_file"),
     ("mqtt", "tls", "cert_file"),
     ("mqtt", "tls", "key_file"),

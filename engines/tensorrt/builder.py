@@ -11,15 +11,12 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from engines.engine import Precision
+from engines.engine import OnProgress, Precision
 from engines.errors import BackendError
 from engines.manifest import Tensor
 from engines.tensorrt import library
 
 MIB = 2**20
-
-OnProgress = Callable[[str, float], None]
-"""Told the phase and the share of the work done, 0..1, from any thread. What it raises cancels the build."""
 
 _DTYPES = {"UINT8": "uint8", "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32"}
 
@@ -112,7 +109,7 @@ def build_plan(
         scorer: ONNX graph, its weights inside.
         tensors: inputs and outputs that the graph must have (``engines.manifest.scorer_tensors``).
         options: precision, size and memory.
-        on_progress: see :data:`OnProgress`; without IProgressMonitor (8.6) it only hears of the end.
+        on_progress: see ``engines.engine.OnProgress``; without IProgressMonitor (8.6) it only hears of the end.
         timings: timing cache of an earlier build; ignored if it is another device's.
 
     Raises:

@@ -29,7 +29,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from engines.engine import Precision
-from engines.errors import BackendError
+from engines.errors import BackendError, PlanError
 from engines.tensorrt.builder import MIB, Inspection
 
 SCHEMA_VERSION = 1
@@ -75,6 +75,10 @@ class PlanFacts(_Model):
     max_patches: int
     workspace_mib: int
 
+    def resized(self, other: "PlanFacts") -> "PlanFacts":
+        """The same, but for as many patches as ``other``."""
+        return self.model_copy(update={"max_patches": other.max_patches})
+
     @property
     def key(self) -> str:
         """Name of the plan's files, 32 hexadecimal digits."""
@@ -105,10 +109,6 @@ class PlanManifest(_Model):
     mac: str = Field(
         default="", description="HMAC-SHA256 of the rest of this manifest and of the plan; store() makes it."
     )
-
-
-class PlanRefusedError(BackendError):
-    """There is a plan of this key, but it must not be loaded; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class PlanCache:
         """The plan of these facts, read once and verified; None: there is none.
 
         Raises:
-            PlanRefusedError: altered, cut off, foreign, or writable by others.
+            PlanError: altered, cut off, foreign, or writable by others.
         """
         self._folder()
         path = self._plan(facts.key)
@@ -159,7 +159,7 @@ class PlanCache:
             return None
         plan, manifest = self._read(path)
         if manifest.facts != facts:
-            raise PlanRefusedError(f"{path}: is not the plan that its name says; it was renamed")
+            raise PlanError(f"{path}: is not the plan that its name says; it was renamed")
         return plan, manifest
 
     def store(self, plan: bytes, manifest: PlanManifest) -> Entry:
@@ -192,7 +192,7 @@ class PlanCache:
             return b""
         try:
             data = _read_own(path, MAX_TIMINGS_BYTES)
-        except PlanRefusedError:
+        except PlanError:
             return b""
         mac, timings = data[:32], data[32:]
         return timings if hmac.compare_digest(mac, self._timings_mac(path, timings)) else b""
@@ -235,7 +235,7 @@ class PlanCache:
     def _verify(self, path: Path) -> Entry | Broken:
         try:
             return Entry(self._read(path)[1], path)
-        except PlanRefusedError as error:
+        except PlanError as error:
             return Broken(path, str(error))
 
     def _read(self, path: Path) -> tuple[bytes, PlanManifest]:
@@ -247,11 +247,11 @@ class PlanCache:
             fields = json.loads(text)
             manifest = PlanManifest.model_validate(fields)
         except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
-            raise PlanRefusedError(f"{path.with_suffix('.json')}: was altered, or is another version's") from error
+            raise PlanError(f"{path.with_suffix('.json')}: was altered, or is another version's") from error
         if len(plan) != manifest.plan_bytes:
-            raise PlanRefusedError(f"{path}: has {len(plan):,} bytes, was built with {manifest.plan_bytes:,}")
+            raise PlanError(f"{path}: has {len(plan):,} bytes, was built with {manifest.plan_bytes:,}")
         if not hmac.compare_digest(_mac(secret, fields, plan).encode(), manifest.mac.encode()):
-            raise PlanRefusedError(f"{path}: was altered, or was built by another device or user")
+            raise PlanError(f"{path}: was altered, or was built by another device or user")
         return plan, manifest
 
     def _folder(self) -> Path:
@@ -278,7 +278,7 @@ class PlanCache:
             _write(path, secrets.token_bytes(_SECRET_BYTES))
         try:
             secret = _read_own(path, _SECRET_BYTES, others=0o077)
-        except PlanRefusedError as error:
+        except PlanError as error:
             raise BackendError(f"{error}; delete it, and all plans are built anew") from error
         if len(secret) != _SECRET_BYTES:
             raise BackendError(f"{path}: is damaged; delete it, and all plans are built anew")
@@ -316,14 +316,14 @@ def _read_own(path: Path, limit: int, others: int = 0o022) -> bytes:
         with open(path, "rb", opener=opener) as file:  # Path.open takes no opener
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise PlanRefusedError(f"{path}: is not a plain file")
+                raise PlanError(f"{path}: is not a plain file")
             if problem := _not_only_ours(status, others):
-                raise PlanRefusedError(f"{path}: {problem}: somebody else could have changed it")
+                raise PlanError(f"{path}: {problem}: somebody else could have changed it")
             data = file.read(limit + 1)
     except OSError as error:
-        raise PlanRefusedError(f"{path}: cannot be read: {error.strerror}") from error
+        raise PlanError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > limit:
-        raise PlanRefusedError(f"{path}: larger than the {limit:,} bytes allowed")
+        raise PlanError(f"{path}: larger than the {limit:,} bytes allowed")
     return data
 
 

@@ -67,7 +67,7 @@ def verify(
 
 def _prove(backend: Backend, bundle: Bundle, console: Console) -> bool:
     try:
-        engine = backend.open(bundle, EngineSettings())
+        engine = backend.open(bundle, EngineSettings(), lambda _doing, _share: None)
         try:
             report = run_selftest(engine, bundle)
         finally:

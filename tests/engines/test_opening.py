@@ -17,7 +17,7 @@ def bundle(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("backend", "why"), [("auto", "fastest installed back end"), ("onnxruntime", "engine.backend in the settings")]
+    ("backend", "why"), [("auto", "fastest back end here"), ("onnxruntime", "engine.backend in the settings")]
 )
 def test_the_log_says_what_was_chosen_and_why(bundle, backend, why):
     with capture_logs() as logs:
@@ -44,7 +44,11 @@ def test_an_engine_that_fails_the_self_test_is_closed_and_does_not_serve(bundle,
             super().close()
 
     (backend,) = installed_backends()
-    monkeypatch.setattr(opening, "installed_backends", lambda: (backend._replace(open=Watched),))
+    monkeypatch.setattr(
+        opening,
+        "installed_backends",
+        lambda: (backend._replace(open=lambda bundle, settings, _: Watched(bundle, settings)),),
+    )
     with pytest.raises(SelfTestError, match="must not serve"):
         open_engine(broken, EngineSettings())
     assert closed == [True]
@@ -56,7 +60,7 @@ def test_auto_takes_the_first(bundle, monkeypatch):
     class Faster(OnnxRuntimeEngine):
         pass
 
-    first = backend._replace(name="faster", open=Faster)
+    first = backend._replace(name="faster", open=lambda bundle, settings, _: Faster(bundle, settings))
     monkeypatch.setattr(opening, "installed_backends", lambda: (first, backend))
     assert isinstance(open_engine(bundle, EngineSettings()), Faster)
     assert type(open_engine(bundle, EngineSettings(backend="onnxruntime"))) is OnnxRuntimeEngine
