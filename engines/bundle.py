@@ -20,10 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from engines.engine import UInt8Array
+from engines.engine import Precision, UInt8Array
 from engines.errors import BundleError
 from engines.graph import refuse_external_data
 from engines.manifest import (
+    CALIBRATION_FILE,
+    FP16_SCORER_FILE,
+    INT8_SCORER_FILE,
     MANIFEST_FILE,
     MODEL_CARD_FILE,
     SCHEMA_VERSION,
@@ -35,9 +38,11 @@ from engines.manifest import (
 
 MIB = 2**20
 SELFTEST_PATCHES = 16
+MAX_CALIBRATION_PATCHES = 256
+SCORER_FILES: Mapping[Precision, str] = {"fp32": SCORER_FILE, "fp16": FP16_SCORER_FILE, "int8": INT8_SCORER_FILE}
 # Far above what real bundles need (a width-64 scorer has 200 MiB), far below what would hurt a line device.
 MAX_MANIFEST_BYTES = 1 * MIB
-MAX_FILE_BYTES: Mapping[str, int] = {SCORER_FILE: 512 * MIB, SELFTEST_FILE: 64 * MIB}
+MAX_FILE_BYTES: Mapping[str, int] = dict.fromkeys(SCORER_FILES.values(), 512 * MIB)
 MAX_OTHER_FILE_BYTES = 64 * MIB
 MAX_BUNDLE_BYTES = 1024 * MIB
 
@@ -112,6 +117,24 @@ class Bundle:
         """The ONNX graph, serialized."""
         return self.files[SCORER_FILE]
 
+    def variant(self, precision: Precision) -> bytes | None:
+        """The graph that computes in ``precision``, for engines whose types are the graph's; None: not in this bundle.
+
+        The one for fp32 is :attr:`scorer`; it is what every other must score like.
+        """
+        return self.files.get(SCORER_FILES[precision])
+
+    def calibration_patches(self) -> UInt8Array | None:
+        """Patches of training images, uint8 (N, P, P, 3) with N up to 256; None: not in this bundle.
+
+        Raises:
+            BundleError: the file holds something else.
+        """
+        data = self.files.get(CALIBRATION_FILE)
+        if data is None:
+            return None
+        return _parse_calibration(self.path / CALIBRATION_FILE, data, self.manifest.preprocessing.patch_size)
+
 
 def read_bundle(path: Path) -> Bundle:
     """Read and verify a bundle. Files that the manifest does not list are ignored.
@@ -135,10 +158,12 @@ def read_bundle(path: Path) -> Bundle:
                 f"{path / name}: its sha256 is {found[:12]}…, the manifest says {sha256[:12]}…: {_COPY_AGAIN}"
             )
         files[name] = data
+    name = SCORER_FILE
     try:
-        refuse_external_data(files[SCORER_FILE])
+        for name in files.keys() & set(SCORER_FILES.values()):
+            refuse_external_data(files[name])
     except BundleError as error:
-        raise BundleError(f"{path / SCORER_FILE}: {error}") from error
+        raise BundleError(f"{path / name}: {error}") from error
     return Bundle(
         path=path,
         manifest=manifest,
@@ -167,7 +192,7 @@ def write_bundle(
         scorer: the ONNX graph, serialized.
         selftest: patches and what the scorer must return for them.
         model_card: Markdown.
-        extras: more files, such as the model card's pictures, by name.
+        extras: more files by name: graphs for other precisions, calibration patches, the model card's pictures.
 
     Raises:
         BundleError: something else is at ``path``, or the parts do not make a valid bundle.
@@ -196,11 +221,18 @@ def write_bundle(
             _write_synced(part / name, data)
         _write_synced(part / MANIFEST_FILE, manifest.model_dump_json(by_alias=True, indent=2).encode() + b"\n")
         _sync_folder(part)
-        read_bundle(part)
+        read_bundle(part).calibration_patches()  # the one file that reading does not look into
         _put_in_place(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return read_bundle(path)
+
+
+def pack_calibration(patches: UInt8Array) -> bytes:
+    """The bundle's ``calibration.npz``, from uint8 patches (N, P, P, 3)."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, patches=patches)
+    return buffer.getvalue()
 
 
 def _read_bounded(folder: Path, name: str, limit: int) -> bytes:
@@ -302,6 +334,19 @@ def _parse_selftest(path: Path, data: bytes, patch_size: int) -> SelfTest:
             residual=arrays["residual"].astype(np.float64, copy=False),
         ),
     )
+
+
+def _parse_calibration(path: Path, data: bytes, patch_size: int) -> UInt8Array:
+    shape = (patch_size, patch_size, 3)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            size = archive.getinfo("patches.npy").file_size
+            n = size // math.prod(shape)  # the header in front is shorter than one patch
+            if not 1 <= n <= MAX_CALIBRATION_PATCHES or size > MAX_OTHER_FILE_BYTES:
+                raise ValueError(f"holds {n} patches of {size / MIB:.0f} MiB, not 1 to {MAX_CALIBRATION_PATCHES}")
+            return _read_array(archive, "patches", (n, *shape), np.dtype(np.uint8)).astype(np.uint8, copy=False)
+    except _BROKEN_NPZ as error:
+        raise BundleError(f"{path}: not calibration patches: {error}; export the bundle again") from error
 
 
 def _read_array(

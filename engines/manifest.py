@@ -10,6 +10,9 @@ SCHEMA_VERSION: Final = 1
 MANIFEST_FILE = "manifest.json"
 SCORER_FILE = "scorer.onnx"
 SELFTEST_FILE = "selftest.npz"
+FP16_SCORER_FILE = "scorer.fp16.onnx"
+INT8_SCORER_FILE = "scorer.int8.onnx"
+CALIBRATION_FILE = "calibration.npz"
 MODEL_CARD_FILE = "MODEL_CARD.md"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -6,12 +6,13 @@ import zipfile
 from contextlib import suppress
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import bundle as bundle_module
-from engines.bundle import ExpectedScores, SelfTest, read_bundle, write_bundle
+from engines.bundle import ExpectedScores, SelfTest, pack_calibration, read_bundle, write_bundle
 from engines.errors import BundleError
 from engines.manifest import Preprocessing
 from tests.support.bundles import make_bundle, make_description, make_selftest, toy_scorer
@@ -301,6 +302,60 @@ def test_extras_are_covered_by_the_manifest(tmp_path):
     (tmp_path / "b" / "curves.png").write_bytes(b"Picture")
     with pytest.raises(BundleError, match=r"curves\.png: its sha256"):
         read_bundle(tmp_path / "b")
+
+
+def calibration_patches(n=20, size=PATCH, dtype=np.uint8):
+    return np.random.default_rng(n).integers(0, 256, (n, size, size, 3)).astype(dtype)
+
+
+def test_graphs_for_other_precisions_and_calibration_patches_are_optional(tmp_path):
+    plain = write(tmp_path / "plain")
+    assert (plain.variant("fp32"), plain.variant("fp16"), plain.variant("int8")) == (plain.scorer, None, None)
+    assert plain.calibration_patches() is None
+
+    half = toy_scorer(PATCH, grey=100).SerializeToString()
+    patches = calibration_patches()
+    full = write(tmp_path / "full", extras={"scorer.fp16.onnx": half, "calibration.npz": pack_calibration(patches)})
+    assert (full.variant("fp16"), full.variant("int8")) == (half, None)
+    np.testing.assert_array_equal(full.calibration_patches(), patches)
+
+
+@pytest.mark.parametrize("n", [1, 256])
+def test_as_many_calibration_patches_as_there_are(tmp_path, n):
+    patches = calibration_patches(n)
+    bundle = write(tmp_path / "b", extras={"calibration.npz": pack_calibration(patches)})
+    np.testing.assert_array_equal(bundle.calibration_patches(), patches)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"no archive", "not a zip file"),
+        (npz(images=np.zeros((4, PATCH, PATCH, 3), np.uint8)), "patches"),
+        (pack_calibration(calibration_patches(257)), "holds 257 patches of 0 MiB, not 1 to 256"),
+        (pack_calibration(calibration_patches(0)), "holds 0 patches"),
+        (pack_calibration(calibration_patches(4, size=PATCH // 2)), r"not \"\{'descr': '\|u1', .*\(1, 16, 16, 3\)"),
+        (pack_calibration(calibration_patches(4, dtype=np.float32)), r"'<f4'"),
+    ],
+)
+def test_other_things_than_calibration_patches_are_not_written(tmp_path, data, message):
+    with pytest.raises(BundleError, match=rf"calibration\.npz: not calibration patches: .*{message}"):
+        write(tmp_path / "b", extras={"calibration.npz": data})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_patches_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    bundle = write(tmp_path / "b", extras={"calibration.npz": pack_calibration(calibration_patches(200))})
+    monkeypatch.setattr(bundle_module, "MAX_OTHER_FILE_BYTES", 100_000)
+    with pytest.raises(BundleError, match="holds 200 patches"):
+        bundle.calibration_patches()
+
+
+def test_a_variant_that_keeps_weights_elsewhere_is_refused(tmp_path):
+    model = toy_scorer(PATCH)
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    with pytest.raises(BundleError, match=r"scorer\.int8\.onnx: .*external data"):
+        write(tmp_path / "b", extras={"scorer.int8.onnx": model.SerializeToString()})
 
 
 @pytest.mark.parametrize(
