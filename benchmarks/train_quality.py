@@ -32,23 +32,28 @@ def station_train(*args: str | Path) -> str:
 
 
 def measure(data: Path, seed: int, fit_options: list[str], runs: Path) -> dict[str, Any]:
-    """Train with one seed and evaluate; metrics, wall and processor seconds of training."""
-    run, bundle = runs / f"seed{seed}", runs / f"bundle{seed}"
+    """Train with one seed and evaluate; metrics, wall and processor seconds of training. Done seeds are not done again."""
+    run, bundle, row_file = runs / f"seed{seed}", runs / f"bundle{seed}", runs / f"seed{seed}.json"
+    if row_file.is_file():
+        return json.loads(row_file.read_text())
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     station_train("fit", "--data", data, "--out", run, "--seed", str(seed), *fit_options)
+    wall_seconds = round(time.monotonic() - started, 1)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     station_train("export", "--run", run, "--out", bundle, "--name", f"seed{seed}")
     evaluation = json.loads(
         station_train("evaluate", "--bundle", bundle, "--data", data, "--json", "--out", runs / f"evaluation{seed}")
     )
     training = json.loads((bundle / "manifest.json").read_text())["training"]
-    return {
+    row = {
         "seed": seed,
         "steps": training["steps"],
-        "wall_seconds": round(time.monotonic() - started, 1),
+        "wall_seconds": wall_seconds,
         "cpu_seconds": round(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, 1),
         **evaluation,
     }
+    row_file.write_text(json.dumps(row))
+    return row
 
 
 def main() -> None:
@@ -56,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data set in MVTec AD layout")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, help="keep runs and bundles here (default: a temporary folder)")
+    parser.add_argument("--runs", type=Path, help="keep runs and bundles here, and go on from what is there")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("fit_options", nargs="*", metavar="-- FIT OPTION", help="for station-train fit")
     options = parser.parse_args()
