@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 
 from engines.engine import PatchScores, UInt8Array
-from engines.errors import BackendError
+from engines.errors import BackendError, PlanError
 from engines.manifest import scorer_tensors
 from engines.tensorrt import library
 from engines.tensorrt.cuda_graph import CudaGraph
@@ -52,7 +52,8 @@ class Runner:
             cuda_graphs: False enqueues every operation anew, which is slower.
 
         Raises:
-            BackendError: no GPU, not enough memory, or the plan does not fit this TensorRT, this GPU or these sizes.
+            PlanError: the plan does not fit this TensorRT, this GPU or these sizes.
+            BackendError: no GPU, or not enough memory.
         """
         if max_patches < 1:
             raise ValueError(f"max_patches must be at least 1, not {max_patches}")
@@ -152,9 +153,7 @@ class Runner:
             runtime = trt.Runtime(library.logger())
             engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise BackendError(
-                f"{library.name()} {library.version()} refuses the plan ({heard.reason()}); {_BUILD_AGAIN}"
-            )
+            raise PlanError(f"{library.name()} {library.version()} refuses the plan ({heard.reason()}); {_BUILD_AGAIN}")
         self.patch_size = _check_engine(engine, self._max_patches)
         for _ in range(SLOTS):
             slot = _Slot(engine, self.patch_size, self._max_patches, shared=self.gpu.integrated)
@@ -320,10 +319,10 @@ def _check_engine(engine: Any, max_patches: int) -> int:  # noqa: ANN401
         for tensor in tensors
     }
     if found != wanted:
-        raise BackendError(f"the plan is not that of a scorer: it has {found}, not {wanted}; {_BUILD_AGAIN}")
+        raise PlanError(f"the plan is not that of a scorer: it has {found}, not {wanted}; {_BUILD_AGAIN}")
     smallest, _, largest = (shape[0] for shape in engine.get_tensor_profile_shape(INPUT, 0))
     if smallest > 1 or largest < max_patches:
-        raise BackendError(
+        raise PlanError(
             f"the plan was built for {smallest} to {largest} patches at once, but 1 to {max_patches} are needed; "
             f"{_BUILD_AGAIN}"
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from engines.errors import BackendError
+from engines.errors import BackendError, PlanError
 from engines.tensorrt import cuda_graph, gpu, library
 from engines.tensorrt.runtime import SLOTS, Runner
 from tests.support.bundles import toy_scores
@@ -410,7 +410,7 @@ def test_an_error_while_closing_is_told_and_frees_the_rest(double):
 
 
 def test_what_is_no_plan_is_refused_with_tensorrts_reason(double):
-    with pytest.raises(BackendError, match=r"TensorRT 10.3.0 refuses the plan \(Magic tag does not match\)"):
+    with pytest.raises(PlanError, match=r"TensorRT 10.3.0 refuses the plan \(Magic tag does not match\)"):
         Runner(b"\x00", MAX)
 
 
@@ -425,13 +425,13 @@ def test_what_is_no_plan_is_refused_with_tensorrts_reason(double):
     ids=["half", "NCHW", "extra", "small"],
 )
 def test_a_plan_of_something_else_is_refused(double, plan):
-    with pytest.raises(BackendError, match=r"not that of a scorer.*station engine build"):
+    with pytest.raises(PlanError, match=r"not that of a scorer.*station engine build"):
         Runner(plan, MAX)
 
 
 @pytest.mark.parametrize(("smallest", "largest"), [(1, MAX - 1), (2, MAX)])
 def test_a_plan_for_other_numbers_is_refused(double, smallest, largest):
-    with pytest.raises(BackendError, match=f"built for {smallest} to {largest} patches .* 1 to 4 are needed"):
+    with pytest.raises(PlanError, match=f"built for {smallest} to {largest} patches .* 1 to 4 are needed"):
         Runner(make_plan(PATCH, largest, min_patches=smallest), MAX)
 
 
