@@ -32,7 +32,7 @@ def station_train(*args: str | Path) -> str:
 
 
 def measure(data: Path, seed: int, fit_options: list[str], runs: Path) -> dict[str, Any]:
-    """Train with one seed and evaluate; metrics, wall and processor seconds of training. Done seeds are not done again."""
+    """Train with one seed and evaluate, unless that was done; metrics, wall and processor seconds of training."""
     run, bundle, row_file = runs / f"seed{seed}", runs / f"bundle{seed}", runs / f"seed{seed}.json"
     if row_file.is_file():
         return json.loads(row_file.read_text())
