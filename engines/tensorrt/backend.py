@@ -6,7 +6,7 @@ from engines.bundle import Bundle
 from engines.engine import EngineInfo, EngineSettings, OnProgress, PatchScores, Precision, UInt8Array
 from engines.errors import PlanError, SelfTestError
 from engines.tensorrt import gpu
-from engines.tensorrt.cache import PlanManifest
+from engines.tensorrt.cache import PlanFacts
 from engines.tensorrt.gate import judge_plan
 from engines.tensorrt.plans import buildable, obtain_plan, open_cache
 from engines.tensorrt.runtime import Runner
@@ -21,12 +21,11 @@ class TensorRtEngine:
 
     Args:
         runner: the loaded plan.
-        manifest: what the plan is.
+        facts: what the plan is.
     """
 
-    def __init__(self, runner: Runner, manifest: PlanManifest) -> None:
+    def __init__(self, runner: Runner, facts: PlanFacts) -> None:
         self._runner = runner
-        facts = manifest.facts
         self._info = EngineInfo(
             backend=NAME,
             backend_version=f"{facts.device.library} {facts.device.version}",
@@ -83,16 +82,18 @@ def _open(
     bundle: Bundle, settings: EngineSettings, precision: Precision, on_progress: OnProgress
 ) -> tuple[TensorRtEngine | None, str]:
     """An engine of this precision, or None and why the gate refuses it, now or when the plan first ran."""
-    plan, manifest = obtain_plan(bundle, settings, precision, on_progress)
-    if manifest.verdict is not None and not manifest.verdict.accepted:
-        return None, f"{manifest.verdict.words} (found when the plan first ran)"
+    plan, entry = obtain_plan(bundle, settings, precision, on_progress)
+    verdict = entry.manifest.verdict
+    if verdict is not None and not verdict.accepted:
+        return None, f"{verdict.words} (found when the plan first ran)"
     try:
-        runner = Runner(plan, manifest.facts.max_patches)
+        runner = Runner(plan, entry.manifest.facts.max_patches)
     except PlanError as error:
         log.warning("the plan is built again", reason=str(error))
-        plan, manifest = obtain_plan(bundle, settings, precision, on_progress, rebuild=True)
-        runner = Runner(plan, manifest.facts.max_patches)
-    engine = TensorRtEngine(runner, manifest)
+        plan, entry = obtain_plan(bundle, settings, precision, on_progress, rebuild=True)
+        runner = Runner(plan, entry.manifest.facts.max_patches)
+    manifest = entry.manifest
+    engine = TensorRtEngine(runner, manifest.facts)
     if manifest.verdict is not None:
         return engine, ""
     try:

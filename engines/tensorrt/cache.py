@@ -147,8 +147,8 @@ class PlanCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, facts: PlanFacts) -> tuple[bytes, PlanManifest] | None:
-        """The plan of these facts, read once and verified; None: there is none.
+    def load(self, facts: PlanFacts) -> tuple[bytes, Entry] | None:
+        """The plan of these facts, read once and verified, and what it is; None: there is none.
 
         Raises:
             PlanError: altered, cut off, foreign, or writable by others.
@@ -160,13 +160,14 @@ class PlanCache:
         plan, manifest = self._read(path)
         if manifest.facts != facts:
             raise PlanError(f"{path}: is not the plan that its name says; it was renamed")
-        return plan, manifest
+        return plan, Entry(manifest, path)
 
     def store(self, plan: bytes, manifest: PlanManifest) -> Entry:
         """Write a plan and its manifest, replacing what is there; a reader never meets half of one."""
         manifest = manifest.model_copy(update={"plan_bytes": len(plan)})
         fields = manifest.model_dump(mode="json")
-        fields["mac"] = _mac(self._secret(), fields, plan)
+        manifest = manifest.model_copy(update={"mac": _mac(self._secret(), fields, plan)})
+        fields["mac"] = manifest.mac
         path = self._plan(manifest.facts.key)
         _write(path, plan)
         _write(path.with_suffix(".json"), json.dumps(fields, indent=2).encode() + b"\n")
@@ -201,6 +202,11 @@ class PlanCache:
         """Keep kernel times for the next build."""
         path = self._timings(device)
         _write(path, self._timings_mac(path, timings) + timings)
+
+    def remove_timings(self) -> None:
+        """Forget all kernel times."""
+        for path in self.folder.glob("*.timings"):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:

@@ -82,7 +82,7 @@ def patches_at_once(manifest: Manifest, settings: EngineSettings) -> int:
 
 def obtain_plan(
     bundle: Bundle, settings: EngineSettings, precision: Precision, on_progress: OnProgress, *, rebuild: bool = False
-) -> tuple[bytes, PlanManifest]:
+) -> tuple[bytes, Entry]:
     """A plan from the cache, or else a new one, which then is in the cache. It is not loaded and not judged here.
 
     Args:
@@ -139,10 +139,10 @@ def obtain_plan(
         if built.timings:
             plans.store_timings(device, built.timings)
     log.info("built", plan=str(entry.path), bytes=len(built.plan), seconds=round(seconds, 1))
-    return built.plan, entry.manifest
+    return built.plan, entry
 
 
-def _find(plans: PlanCache, facts: PlanFacts, *, any_size: bool) -> tuple[bytes, PlanManifest] | None:
+def _find(plans: PlanCache, facts: PlanFacts, *, any_size: bool) -> tuple[bytes, Entry] | None:
     """The plan of these facts; with ``any_size`` the newest among those that differ in their number of patches only."""
     wanted = [facts]
     if any_size:
@@ -152,7 +152,7 @@ def _find(plans: PlanCache, facts: PlanFacts, *, any_size: bool) -> tuple[bytes,
     return next((found for each in wanted if (found := _load(plans, each)) is not None), None)
 
 
-def _load(plans: PlanCache, facts: PlanFacts) -> tuple[bytes, PlanManifest] | None:
+def _load(plans: PlanCache, facts: PlanFacts) -> tuple[bytes, Entry] | None:
     """The plan, if there is one that may be loaded; one that may not is replaced by the next build."""
     try:
         return plans.load(facts)

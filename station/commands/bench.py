@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import re
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -14,16 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.bundle import Bundle, read_bundle
-from engines.engine import EngineInfo, EngineSettings, UInt8Array
+from engines.engine import EngineInfo, EngineSettings, Precision, UInt8Array
 from engines.opening import open_engine
+from engines.tensorrt.plans import in_turns
 from engines.tiling import Tiler
 from station import __version__, logs
+from station.commands.building import show_building
 from station.commands.files import make_progress
+from station.commands.frames import parse_size
 from station.inspection import Inspector
 from station.settings import JudgeSettings, LogSettings
 
 STAGES = ("prepare", "infer", "judge")
 ENGINES: tuple[str, ...] = get_args(EngineSettings.model_fields["backend"].annotation)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 DEFAULT_SIZE = (480, 640)  # height, width, where the bundle does not say
 _DIFFERENT_FRAMES = 8  # shown in turn, so that no cache holds the next one
 
@@ -31,6 +34,10 @@ _DIFFERENT_FRAMES = 8  # shown in turn, so that no cache holds the next one
 def bench(
     bundle: Annotated[Path, typer.Option(metavar="DIR", help="The trained bundle.", show_default=False)],
     engine: Annotated[str, typer.Option(metavar="NAME", help=f"Back end: {', '.join(ENGINES)}.")] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(metavar="NAME", help=f"Lowest precision, for TensorRT only: {', '.join(PRECISIONS)}."),
+    ] = "fp16",
     threads: Annotated[
         int, typer.Option(min=0, max=256, help="CPU threads of the engine; 0: one per core available.")
     ] = 0,
@@ -55,18 +62,28 @@ def bench(
 
     Example: [cyan]station bench --bundle bundle --size 1280x1024[/]
     """
-    if engine not in ENGINES:
-        raise typer.BadParameter(f"is none of {', '.join(ENGINES)}", param_hint="--engine")
+    for option, value, allowed in (("--engine", engine, ENGINES), ("--precision", precision, PRECISIONS)):
+        if value not in allowed:
+            raise typer.BadParameter(f"is none of {', '.join(allowed)}", param_hint=option)
     logs.set_up(LogSettings(level="warning"))
     read = read_bundle(bundle)
     preprocessing = read.manifest.preprocessing
-    height, width = _parse_size(size) if size else preprocessing.frame_size or DEFAULT_SIZE
+    height, width = parse_size(size, "--size") if size else preprocessing.frame_size or DEFAULT_SIZE
     tiler = Tiler(preprocessing)
     try:
         n_patches = tiler.grid((height, width)).n
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--size") from error
-    opened = open_engine(read, EngineSettings.model_validate({"backend": engine, "threads": threads}))
+    settings = EngineSettings.model_validate(
+        {
+            "backend": engine,
+            "threads": threads,
+            "precision": precision,
+            "max_patches": in_turns(read.manifest, n_patches),
+        }
+    )
+    with show_building(Console(stderr=True)) as on_progress:
+        opened = open_engine(read, settings, on_progress)
     try:
         inspector = Inspector(opened, tiler, read.manifest.lambda_, JudgeSettings())
         ms = _measure(inspector, (height, width), warm_up, frames)
@@ -77,13 +94,6 @@ def bench(
         typer.echo(json.dumps(result))
     else:
         _show(result)
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,5})[xX]([0-9]{1,5})", text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT, such as 1280x1024", param_hint="--size")
-    return int(match[2]), int(match[1])
 
 
 def _textures(height: int, width: int) -> list[UInt8Array]:

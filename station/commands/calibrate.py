@@ -34,6 +34,7 @@ from station.calibration import (
     summarize,
 )
 from station.camera import CameraError, Capture, EndOfStream, redact_url
+from station.commands.building import show_building
 from station.commands.files import Inspected, inspect_files, make_progress
 from station.files import write_file
 from station.heatmap import draw, encode_jpeg
@@ -124,7 +125,8 @@ def calibrate(
     if not 0 < rate < 1:
         raise typer.BadParameter("must lie between 0 and 1, such as 1e-3", param_hint="--false-alarms")
     plan = _plan(config, bundle, good, defect or [], frames, out)
-    engine = open_engine(plan.bundle, plan.engine)
+    with show_building(console) as on_progress:
+        engine = open_engine(plan.bundle, plan.engine, on_progress)
     try:
         manifest = plan.bundle.manifest
         tiler = Tiler(manifest.preprocessing, plan.roi.box if plan.roi else None)

@@ -16,7 +16,8 @@ from engines.errors import EngineError
 from engines.opening import open_engine
 from station import logs
 from station.calibration import CalibrationError
-from station.camera import CameraError, Capture, EndOfStream, redact_url
+from station.camera import CameraError, redact_url
+from station.commands.frames import first_frame
 from station.connection import Connection
 from station.daemon import Verdict, make_tiler, read_verdict
 from station.frames import Frame
@@ -94,17 +95,9 @@ def _bundle(settings: Settings) -> tuple[Bundle, str]:
 
 
 def _frame(settings: Settings) -> tuple[Frame, str]:
-    url = redact_url(settings.camera.url)
-    with Capture(settings.camera) as capture:
-        try:
-            # Twice: opening takes time of its own, and a second attempt may be what helps.
-            frame = capture.get(2 * settings.camera.read_timeout)
-        except EndOfStream:
-            frame = None
-        if frame is None:
-            raise CameraError(f"{url}: {capture.stats.fault or 'no frame'}")
+    frame = first_frame(settings.camera)
     height, width = frame.image.shape[:2]
-    return frame, f"{url}: {width} x {height} pixels"
+    return frame, f"{redact_url(settings.camera.url)}: {width} x {height} pixels"
 
 
 def _verdict(settings: Settings, bundle: Bundle) -> tuple[Verdict, str]:

@@ -19,6 +19,7 @@ from engines.opening import open_engine
 from engines.tiling import Tiler
 from station import logs
 from station.calibration import Calibration, load_calibration
+from station.commands.building import show_building
 from station.commands.files import Inspected, inspect_files, make_progress
 from station.files import write_file
 from station.heatmap import draw, encode_jpeg
@@ -76,7 +77,8 @@ def inspect(
     folder = os.path.commonpath([path.absolute().parent for path in files])
     rows: list[_Row] = []
     interrupted = False
-    engine = open_engine(opened, EngineSettings())
+    with show_building(err) as on_progress:
+        engine = open_engine(opened, EngineSettings(), on_progress)
     try:
         roi = calibrated.camera.roi if calibrated else None
         tiler = Tiler(opened.manifest.preprocessing, roi.box if roi else None)

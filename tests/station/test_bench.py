@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from engines.manifest import Preprocessing
 from station.cli import app
 from station.commands import bench
+from station.commands.frames import parse_size
 from tests.support.bundles import make_bundle
 
 
@@ -80,8 +81,6 @@ def test_ctrl_c_keeps_what_was_measured():
 
 
 def test_sizes_are_width_first():
-    assert bench._parse_size("640x480") == (480, 640)
-    assert Preprocessing(colour="rgb", frame_size=bench._parse_size("96x64"), patch_size=32, stride=32).frame_size == (
-        64,
-        96,
-    )
+    assert parse_size("640x480", "--size") == (480, 640)
+    size = parse_size("96x64", "--size")
+    assert Preprocessing(colour="rgb", frame_size=size, patch_size=32, stride=32).frame_size == (64, 96)

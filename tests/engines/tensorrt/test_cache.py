@@ -59,9 +59,10 @@ def test_nothing_there(plans):
 
 
 def test_what_was_stored_comes_back(plans, entry):
-    plan, manifest = plans.load(FACTS)
+    plan, found = plans.load(FACTS)
     assert plan == PLAN
-    assert manifest.model_copy(update={"mac": ""}) == make_manifest(plan_bytes=len(PLAN))
+    assert found == entry
+    assert found.manifest.model_copy(update={"mac": ""}) == make_manifest(plan_bytes=len(PLAN))
     assert [found.path for found in plans.entries()] == [entry.path]
 
 
@@ -72,9 +73,9 @@ def test_another_process_of_the_same_device_can_read_it(plans, entry):
 def test_a_verdict_replaces_the_manifest(plans, entry):
     verdict = Verdict(accepted=True, selftest_error=1e-3, rank_correlation=0.9999, words="good")
     plans.store(PLAN, entry.manifest.model_copy(update={"verdict": verdict}))
-    plan, manifest = plans.load(FACTS)
+    plan, found = plans.load(FACTS)
     assert plan == PLAN
-    assert manifest.verdict == verdict
+    assert found.manifest.verdict == verdict
 
 
 def test_only_the_owner_can_read_or_write_what_is_stored(plans, entry):

@@ -1,18 +1,31 @@
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from engines.bundle import write_bundle
-from engines.errors import BundleError
+from engines.errors import BackendError, BundleError
+from engines.tensorrt import library
+from engines.tensorrt.cache import DeviceFacts, Entry, PlanCache
 from station.cli import app
+from station.commands import engine as command
 from tests.support.bundles import make_bundle, make_description, make_selftest, toy_scorer
 
 
 @pytest.fixture
 def bundle(tmp_path):
     return make_bundle(tmp_path / "toy", 16)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Where plans go in these tests."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "engines"
 
 
 def station_engine(*arguments):
@@ -76,8 +89,185 @@ def test_verify_names_a_graph_that_cannot_be_loaded(tmp_path):
     assert "refuses the graph" in result.output
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("list", "--help"), ("verify", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("list", "--help"), ("verify", "--help"), ("build", "--help"), ("prune", "--help")]
+)
 def test_help(arguments):
     result = station_engine(*arguments)
     assert result.exit_code == 0
     assert "Usage" in result.output
+
+
+# --- TensorRT plans: with NVIDIA's real builder, which as TensorRT-RTX needs no GPU ---
+
+builds = pytest.mark.skipif(library.problem() is not None, reason="the extra 'tensorrt' is not installed")
+no_gpu = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU, and the plan would run")
+
+
+@pytest.fixture
+def built(bundle):
+    result = station_engine("build", "--bundle", bundle.path)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def only_plan(cache):
+    (entry,) = PlanCache(cache).entries()
+    return entry
+
+
+@builds
+@no_gpu
+def test_build_ends_with_a_plan_and_its_inspection_and_says_that_it_was_not_run(built, cache):
+    entry = only_plan(cache)
+    assert isinstance(entry, Entry)
+    lines = {line[:12].strip(): line[12:] for line in built.output.splitlines() if not line.startswith("out")}
+    assert lines["plan"] == str(entry.path)
+    assert lines["size"].startswith(f"{entry.path.stat().st_size:,} bytes")
+    assert lines["patches"] == "1 to 64 at once, best 64; more run in turns"
+    assert lines["in"] == "patches uint8 (N, 16, 16, 3)"
+    assert "out         residual float32 (N, 16, 16)" in built.output
+    assert re.match(r"\d+: .*\d kgen", lines["layers"])
+    assert "Built, not run. Loading a plan takes a GPU and NVIDIA's driver" in built.output
+    assert "neither the self-test nor the ranks were checked" in built.output
+
+
+@builds
+@no_gpu
+def test_a_second_build_takes_the_plan_that_is_there_and_again_makes_a_new_one(built, bundle, cache):
+    first = only_plan(cache).path.stat()
+    assert station_engine("build", "--bundle", bundle.path).exit_code == 0
+    assert only_plan(cache).path.stat() == first
+    assert station_engine("build", "--bundle", bundle.path, "--again").exit_code == 0
+    assert only_plan(cache).path.stat().st_ino != first.st_ino
+
+
+@builds
+@no_gpu
+def test_the_frames_size_decides_how_many_patches(bundle, cache):
+    result = station_engine("build", "--bundle", bundle.path, "--frame", "70x32", "--precision", "fp32")
+    assert result.exit_code == 0
+    assert only_plan(cache).manifest.facts.max_patches == 10  # 5 across, the last overlapping; 2 down
+
+
+@builds
+@no_gpu
+def test_the_settings_camera_region_and_cache_decide(bundle, tmp_path, cache):
+    config = tmp_path / "station.toml"
+    config.write_text(
+        'bundle = "toy"\n[camera]\nurl = "demo:brick"\nroi = {x = 0, y = 0, width = 48, height = 16}\n'
+        '[judge]\nthreshold = 1.0\n[engine]\ncache = "plans"\nprecision = "fp32"\nworkspace_mib = 32\n'
+    )
+    result = station_engine("build", "--config", config)
+    assert result.exit_code == 0, result.output
+    facts = only_plan(tmp_path / "plans").manifest.facts
+    assert (facts.max_patches, facts.workspace_mib, facts.precision) == (3, 32, "fp32")
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give either --config FILE or --bundle DIR"),
+        (("--bundle", "a", "--config", "b"), "give either --config FILE or --bundle DIR"),
+        (("--bundle", "a", "--precision", "fp8"), "is none of fp32, fp16, int8"),
+        (("--bundle", "a", "--frame", "big"), "'big' is not WIDTHxHEIGHT"),
+    ],
+)
+def test_build_says_what_is_wrong_with_its_options(arguments, words):
+    result = station_engine("build", *arguments)
+    assert result.exit_code == 2
+    assert words in " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+
+
+@builds
+def test_frames_smaller_than_a_patch(bundle):
+    result = station_engine("build", "--bundle", bundle.path, "--frame", "8x8")
+    assert result.exit_code == 2
+    assert "--frame" in result.output
+
+
+def test_build_without_tensorrt_says_what_to_install(bundle, monkeypatch):
+    monkeypatch.setattr(library, "_find", lambda: (None, "tensorrt is not installed"))
+    result = station_engine("build", "--bundle", bundle.path)
+    assert isinstance(result.exception, BackendError)
+    assert "pip install" in str(result.exception)
+
+
+@builds
+@no_gpu
+def test_verify_tells_of_the_plan(built, bundle, cache):
+    result = station_engine("verify", "--bundle", bundle.path)
+    assert result.exit_code == 0
+    assert (
+        f"ok plan {only_plan(cache).path.name}: as it was built (fp32, 64 patches, none); not run yet" in result.output
+    )
+
+
+@builds
+@no_gpu
+def test_verify_refuses_a_plan_after_one_byte_is_changed(built, bundle, cache):
+    path = only_plan(cache).path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = station_engine("verify", "--bundle", bundle.path)
+    assert result.exit_code == 1
+    assert f"failed plan {path}: was altered, or was built by another device or user; it will not be" in result.output
+    assert "ok self-test on onnxruntime" in result.output
+    assert "not loaded" in station_engine("list").output
+    result = station_engine("prune")
+    assert f"removed {path.stem[:12]}" in result.output
+    assert "0 left" in result.output
+    assert station_engine("verify", "--bundle", bundle.path).exit_code == 0
+
+
+@builds
+@no_gpu
+def test_list_tells_of_the_plan_and_why_it_does_not_run(built, cache):
+    result = station_engine("list")
+    assert result.exit_code == 0
+    assert "tensorrt builds plans here but runs none" in result.output
+    line = next(line for line in result.output.splitlines() if line.startswith(only_plan(cache).path.stem[:12]))
+    assert "toy, fp32, 64 patches" in line
+    assert line.endswith("for no GPU in particular: not run yet")
+
+
+@builds
+@no_gpu
+def test_prune_keeps_what_can_be_used(built, bundle, cache, tmp_path):
+    assert "1 left" in station_engine("prune").output
+    assert "1 left" in station_engine("prune", "--bundle", bundle.path).output
+    other = make_bundle(tmp_path / "other", 16, name="other")
+    result = station_engine("prune", "--bundle", other.path)
+    assert "made from another bundle, toy" in result.output
+    assert "0 left" in result.output
+
+
+@builds
+@no_gpu
+def test_prune_removes_another_versions_plans_but_not_those_of_a_gpu_that_is_not_seen_now(built, cache, monkeypatch):
+    plans = PlanCache(cache)
+    entry = only_plan(cache)
+    plan, _ = plans.load(entry.manifest.facts)
+    facts = entry.manifest.facts
+    of_a_gpu = facts.device.model_copy(update={"gpu": "Orin", "compute_capability": "8.7"})
+    plans.store(plan, entry.manifest.model_copy(update={"facts": facts.model_copy(update={"device": of_a_gpu})}))
+    assert "2 left" in station_engine("prune").output
+    here = DeviceFacts(library="TensorRT", version="10.7.0", gpu="Orin", compute_capability="8.7")
+    monkeypatch.setattr(command, "describe_device", lambda: here)
+    output = station_engine("list").output
+    assert output.count("not for this device: library TensorRT-RTX") == 2
+    assert "0 left" in station_engine("prune").output
+
+
+@builds
+@no_gpu
+def test_prune_all(built, cache):
+    PlanCache(cache).store_timings(only_plan(cache).manifest.facts.device, b"measured")
+    assert "0 left" in station_engine("prune", "--all").output
+    assert {path.name for path in cache.iterdir()} == {"lock", "secret"}
+
+
+def test_prune_without_a_cache():
+    assert "0 left" in station_engine("prune").output
