@@ -85,6 +85,10 @@ def make_tiler(settings: Settings, bundle: Bundle) -> Tiler:
     return Tiler(bundle.manifest.preprocessing, roi.box if roi else None)
 
 
+class _BuildStoppedError(Exception):
+    """The station is to stop while an engine is being built."""
+
+
 class Daemon:
     """One station at work. ``run`` returns when the source is over or ``stop`` was called."""
 
@@ -108,6 +112,8 @@ class Daemon:
         self._engine_info: EngineInfo | None = None
         self._failure: Exception | None = None
         self._inspected = 0  # frames
+        self._building: str | None = None  # what is done of a TensorRT plan, in words
+        self._build_steps = 0
         self._last_score = 0.0
         self._frame_size: tuple[int, int] | None = None
         self._supervision = _Supervision()
@@ -162,11 +168,11 @@ class Daemon:
         if state == "online" and not watch.ready:
             watch.ready = True
             self._notifier.notify(READY=1)
-        progress = self._inspected > watch.inspected_at_ping
-        # Proof of life is a frame inspected, or a state that says why there is none and that was reported. A
-        # timer alone would prove that this loop runs and nothing else.
-        if (progress or state == "degraded") and now >= watch.next_ping:
-            watch.inspected_at_ping = self._inspected
+        work = self._inspected + self._build_steps
+        # Proof of life is a frame inspected, a step of the engine's build, or a state that says why there is none and
+        # that was reported. A timer alone would prove that this loop runs and nothing else.
+        if (work > watch.work_at_ping or state == "degraded") and now >= watch.next_ping:
+            watch.work_at_ping = work
             if not watch.ready:
                 self._notifier.notify(EXTEND_TIMEOUT_USEC=_EXTEND_MICROSECONDS)
             elif self._notifier.watchdog_seconds is not None:
@@ -197,7 +203,7 @@ class Daemon:
         broker = self._publisher.connection
         return "; ".join(
             (
-                f"{state or 'starting'}{f' ({fault})' if fault else ''}",
+                f"{state or self._building or 'starting'}{f' ({fault})' if fault else ''}",
                 f"{self._inspected} frames",
                 f"last score {self._last_score:.4g} of {self._verdict.threshold:.4g}",
                 "broker connected" if broker.connected else f"no broker ({broker.problem or 'connecting'})",
@@ -241,7 +247,8 @@ class Daemon:
 
     def _inspect_all(self) -> None:
         try:
-            engine = open_engine(self._bundle, self._settings.engine)
+            engine = open_engine(self._bundle, self._settings.engine, self._on_build)
+            self._building = None
             try:
                 self._engine_info = engine.info
                 inspector = Inspector(
@@ -257,9 +264,17 @@ class Daemon:
                         self._publish_alert(event)
             finally:
                 engine.close()
+        except _BuildStoppedError:
+            return
         except Exception as error:  # noqa: BLE001 - raised again in the main thread
             self._failure = error
         self._wake.put(_END if self._failure is None else "inspection failed")
+
+    def _on_build(self, doing: str, share: float) -> None:
+        if self._stopping.is_set():
+            raise _BuildStoppedError
+        self._building = f"building the TensorRT plan, {share:.0%} done ({doing})"
+        self._build_steps += 1
 
     def _inspect_frames(self, inspector: Inspector) -> None:
         while not self._stopping.is_set():
@@ -357,7 +372,7 @@ class _Supervision:
     state: str | None = None
     reasons: tuple[str, ...] = ()
     next_reason: float = 0.0
-    inspected_at_ping: int = 0
+    work_at_ping: int = 0
     next_ping: float = 0.0
     next_status_line: float = 0.0
     next_log: float = 0.0

@@ -117,6 +117,63 @@ def test_not_ready_before_the_camera_serves_but_patient_with_it(settings: Settin
     assert not thread.is_alive()
 
 
+def test_systemd_waits_for_an_engine_that_is_being_built_and_is_told_how_far_it_is(
+    settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = threading.Event()
+
+    def build_for_ever(bundle, settings, on_progress):
+        """Double of open_engine, for a build that takes longer than this test."""
+        try:
+            while True:
+                on_progress("Timing graph nodes", 0.25)
+                time.sleep(0.01)
+        finally:
+            stopped.set()
+
+    monkeypatch.setattr(daemon, "open_engine", build_for_ever)
+    station = daemon.Daemon(settings, manager.notifier)
+    thread = threading.Thread(target=station.run)
+    thread.start()
+    heard: list[str] = []
+    while heard.count("EXTEND_TIMEOUT_USEC=30000000") < 2 or not any("25% done" in line for line in heard):
+        heard += manager.hear(0.2)
+    assert "READY=1" not in heard
+    station.stop("the test is over")
+    thread.join(10)
+    assert not thread.is_alive()
+    assert stopped.wait(10)
+
+
+def test_systemd_is_not_told_to_wait_for_a_build_that_hangs(
+    settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def hang(bundle, settings, on_progress):
+        """Double of open_engine."""
+        on_progress("Timing graph nodes", 0.25)
+        released.wait(30)
+        raise BackendError("released")
+
+    monkeypatch.setattr(daemon, "open_engine", hang)
+    station = daemon.Daemon(settings, manager.notifier)
+
+    def run() -> None:
+        with pytest.raises(BackendError, match="released"):
+            station.run()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    heard: list[str] = []
+    while "EXTEND_TIMEOUT_USEC=30000000" not in heard:
+        heard += manager.hear(0.2)
+    assert not any(line.startswith("EXTEND") for line in manager.hear(1.2))
+    released.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_an_engine_that_fails_ends_the_run_with_its_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Inspector, image: np.ndarray) -> None:
         raise BackendError("out of memory")
