@@ -45,7 +45,7 @@ class EngineInfo:
     backend: str
     backend_version: str
     device: str
-    precision: str
+    precision: Precision
     build_key: str | None = None
 
 

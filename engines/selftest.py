@@ -9,14 +9,17 @@ from types import MappingProxyType
 import numpy as np
 
 from engines.bundle import Bundle
-from engines.engine import Engine, PatchScores
+from engines.engine import Engine, PatchScores, Precision
 from engines.errors import SelfTestError
 
 # Largest allowed difference from torch's float64, as a share of the output's largest value among the 16 patches, by
 # precision. fp32: sums of some 10⁴ terms behind some 30 layers lose about two decimal digits of float32's seven, and
 # in which order they are added differs between CPUs; measured up to 3e-6 (ONNX Runtime, widths 16 and 64), while a
-# wrong colour order, scaling or Resize mode differs by more than 1e-2.
-TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-4})
+# wrong colour order, scaling or Resize mode differs by more than 1e-2. fp16: measured up to 1.6e-3 where convolutions
+# add up in fp32 (ONNX Runtime, two trained width-16 models), which not every GPU kernel does. int8: up to 5e-3 in the
+# sums but 1.2e-1 in single pixels of the residual; that int8 still tells good from bad is for ranks to show
+# (engines/tensorrt/gate.py).
+TOLERANCE: Mapping[Precision, float] = MappingProxyType({"fp32": 1e-4, "fp16": 2e-2, "int8": 0.25})
 OUTPUTS = ("reconstruction_error", "feature_error", "residual")
 
 

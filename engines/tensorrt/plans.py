@@ -47,7 +47,7 @@ def open_cache(settings: EngineSettings) -> PlanCache:
 
 def find_graph(bundle: Bundle, precision: Precision) -> bytes | None:
     """The graph to build this precision from; None: the bundle has none that this TensorRT could use."""
-    if precision == "fp32" or (precision == "fp16" and not library.typed_by_graph()):
+    if precision == "fp16" and not library.typed_by_graph():
         return bundle.scorer
     return bundle.variant(precision)
 
