@@ -110,11 +110,11 @@ def obtain_plan(
         max_patches=options.max_patches,
         workspace_mib=settings.workspace_mib,
     )
-    any_size = settings.max_patches is None
-    if not rebuild and (found := _find(plans, facts, any_size=any_size)) is not None:
+    wanted = [facts] if settings.max_patches is not None else _of_any_size(plans, facts)
+    if not rebuild and (found := _find(plans, wanted, tell=False)) is not None:
         return found
     with plans.locked(lambda: on_progress("waiting for another process that builds", 0.0)):
-        if not rebuild and (found := _find(plans, facts, any_size=any_size)) is not None:
+        if not rebuild and (found := _find(plans, wanted, tell=True)) is not None:
             return found
         log.info(
             "building a TensorRT plan",
@@ -142,20 +142,22 @@ def obtain_plan(
     return built.plan, entry
 
 
-def _find(plans: PlanCache, facts: PlanFacts, *, any_size: bool) -> tuple[bytes, Entry] | None:
-    """The plan of these facts; with ``any_size`` the newest among those that differ in their number of patches only."""
-    wanted = [facts]
-    if any_size:
-        manifests = [entry.manifest for entry in plans.entries() if isinstance(entry, Entry)]
-        manifests.sort(key=lambda manifest: manifest.built_at, reverse=True)
-        wanted = [each.facts for each in manifests if each.facts.resized(facts) == facts] or [facts]
-    return next((found for each in wanted if (found := _load(plans, each)) is not None), None)
+def _of_any_size(plans: PlanCache, facts: PlanFacts) -> list[PlanFacts]:
+    """Plans that differ in their number of patches only, the newest first; if there is none, what was asked for."""
+    manifests = [entry.manifest for entry in plans.entries() if isinstance(entry, Entry)]
+    manifests.sort(key=lambda manifest: manifest.built_at, reverse=True)
+    return [each.facts for each in manifests if each.facts.resized(facts) == facts] or [facts]
 
 
-def _load(plans: PlanCache, facts: PlanFacts) -> tuple[bytes, Entry] | None:
-    """The plan, if there is one that may be loaded; one that may not is replaced by the next build."""
+def _find(plans: PlanCache, wanted: list[PlanFacts], *, tell: bool) -> tuple[bytes, Entry] | None:
+    """The first of the plans that may be loaded; with ``tell``, why others may not goes into the log."""
+    return next((found for facts in wanted if (found := _load(plans, facts, tell=tell)) is not None), None)
+
+
+def _load(plans: PlanCache, facts: PlanFacts, *, tell: bool) -> tuple[bytes, Entry] | None:
     try:
         return plans.load(facts)
     except PlanError as error:
-        log.warning("a plan in the cache is not loaded", reason=str(error))
+        if tell:
+            log.warning("a plan in the cache is not loaded", reason=str(error))
         return None

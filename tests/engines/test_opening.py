@@ -16,6 +16,12 @@ def bundle(tmp_path_factory):
     return make_bundle(tmp_path_factory.mktemp("opening") / "toy", 16)
 
 
+@pytest.fixture(autouse=True)
+def _without_tensorrt(monkeypatch):
+    """As on a machine without a GPU; tests/engines/tensorrt/test_backend.py has the other case."""
+    monkeypatch.setattr(opening, "tensorrt_problem", lambda: "not in this test")
+
+
 @pytest.mark.parametrize(
     ("backend", "why"), [("auto", "fastest back end here"), ("onnxruntime", "engine.backend in the settings")]
 )
