@@ -25,7 +25,7 @@ SLOTS = 2
 
 INPUT = "patches"
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not held up by what others do on the default stream
-_BUILD_AGAIN = "build it again on this device: `station engine build`"
+_BUILD_AGAIN = "build it again on this device: `station engine build --again`"
 
 
 class Runner:
