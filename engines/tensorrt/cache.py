@@ -158,8 +158,6 @@ class PlanCache:
         if not path.exists() and not path.with_suffix(".json").exists():
             return None
         plan, manifest = self._read(path)
-        if manifest.facts != facts:
-            raise PlanError(f"{path}: is not the plan that its name says; it was renamed")
         return plan, Entry(manifest, path)
 
     def store(self, plan: bytes, manifest: PlanManifest) -> Entry:
@@ -258,6 +256,8 @@ class PlanCache:
             raise PlanError(f"{path}: has {len(plan):,} bytes, was built with {manifest.plan_bytes:,}")
         if not hmac.compare_digest(_mac(secret, fields, plan).encode(), manifest.mac.encode()):
             raise PlanError(f"{path}: was altered, or was built by another device or user")
+        if manifest.facts.key != path.stem:
+            raise PlanError(f"{path}: is not the plan that its name says; it was renamed")
         return plan, manifest
 
     def _folder(self) -> Path:

@@ -183,6 +183,7 @@ def test_a_renamed_plan(plans, entry):
         entry.path.with_suffix(suffix).rename(plans.folder / f"{other.key}{suffix}")
     with pytest.raises(PlanError, match="was renamed"):
         plans.load(other)
+    assert "was renamed" in plans.entries()[0].reason
 
 
 @pytest.mark.parametrize("suffix", [".plan", ".json"])
