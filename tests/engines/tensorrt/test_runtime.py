@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from engines.errors import BackendError, PlanError
 from engines.tensorrt import cuda_graph, gpu, library
 from engines.tensorrt.runtime import SLOTS, Runner
+from tests.support import gpu_double
 from tests.support.bundles import toy_scores
 from tests.support.gpu_double import (
     MAPPED_AT,
@@ -435,6 +436,17 @@ def test_a_plan_for_other_numbers_is_refused(double, smallest, largest):
         Runner(make_plan(PATCH, largest, min_patches=smallest), MAX)
 
 
+@pytest.mark.parametrize("answer", [{"set_input_shape": False}, {"get_tensor_shape": (MAX + 1,)}])
+def test_results_larger_than_their_buffers_are_never_computed(double, monkeypatch, answer):
+    runner = Runner(PLAN, MAX)
+    for method, value in answer.items():
+        monkeypatch.setattr(gpu_double.ExecutionContext, method, lambda *_, value=value: value)
+    with pytest.raises(BackendError, match="does not take 3 patches"):
+        runner.score(random_patches(3))
+    assert "execute" not in double.names()
+    runner.close()
+
+
 def test_no_patches_at_once_make_no_sense(double):
     with pytest.raises(ValueError, match="at least 1"):
         Runner(PLAN, 0)
@@ -476,3 +488,16 @@ def test_a_driver_that_fails_to_start_is_told(discrete):
     discrete.fail("init", LaunchError("cuInit failed: system has unsupported display driver / cuda driver combination"))
     with pytest.raises(BackendError, match=r"cannot be used .*unsupported display driver.*nvidia-smi"):
         Runner(PLAN, MAX)
+
+
+def test_the_double_has_nothing_that_the_real_bindings_lack():
+    trt = pytest.importorskip("tensorrt_rtx")
+    for double, real in ((gpu_double.Runtime, trt.Runtime), (gpu_double.Engine, trt.ICudaEngine)):
+        names = {name for name in vars(double) if not name.startswith("_")} - {"patch_size", "profile"}
+        assert names <= set(dir(real))
+    names = {name for name in vars(gpu_double.ExecutionContext) if not name.startswith("_")}
+    assert names <= set(dir(trt.IExecutionContext))
+    assert set(gpu_double.DataType.__members__) <= set(trt.DataType.__members__)
+    assert set(gpu_double.TensorIOMode.__members__) <= set(trt.TensorIOMode.__members__)
+    assert tuple(trt.Dims((-1, 3))) == (-1, 3)
+    assert {trt.DataType.UINT8: 1}[trt.DataType.UINT8] == 1  # a key, as in runtime.py
