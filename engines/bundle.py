@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import shutil
-import stat
 import struct
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 
 from engines.engine import Precision, UInt8Array
 from engines.errors import BundleError
+from engines.files import open_regular
 from engines.graph import refuse_external_data
 from engines.manifest import (
     CALIBRATION_FILE,
@@ -242,7 +242,7 @@ def _read_bounded(folder: Path, name: str, limit: int) -> bytes:
         real = path.resolve(strict=True)
         if not real.is_relative_to(folder.resolve()):
             raise BundleError(f"{path}: is a link out of the bundle to {real}; put the file itself there")
-        with open(real, "rb", opener=_open_regular) as file:  # Path.open takes no opener
+        with open(real, "rb", opener=open_regular) as file:  # Path.open takes no opener
             data = file.read(limit + 1)
     except FileNotFoundError:
         raise BundleError(f"{path}: missing: {_COPY_AGAIN}") from None
@@ -251,15 +251,6 @@ def _read_bounded(folder: Path, name: str, limit: int) -> bytes:
     if len(data) > limit:
         raise BundleError(f"{path}: larger than the {limit / MIB:.0f} MiB allowed; this is no exported bundle")
     return data
-
-
-def _open_regular(path: str, flags: int) -> int:
-    # Not blocking: a named pipe instead of the file must end in an error, not in waiting for ever.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("not a regular file")
-    return descriptor
 
 
 def _parse_manifest(folder: Path, text: bytes) -> Manifest:

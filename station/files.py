@@ -1,8 +1,8 @@
 """Writing files so that a reader, or a power cut, never meets half of one."""
 
-import os
-import secrets
 from pathlib import Path
+
+from engines.files import write_whole
 
 
 class OutputError(Exception):
@@ -15,16 +15,8 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OutputError: disk full, no permission; ``path`` is then as it was.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, data)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engines.engine import Precision
 from engines.errors import BackendError, PlanError
+from engines.files import open_regular, write_whole
 from engines.tensorrt.builder import MIB, Inspection
 
 SCHEMA_VERSION = 1
@@ -314,16 +315,9 @@ def _not_only_ours(status: os.stat_result, others: int) -> str | None:
 
 def _read_own(path: Path, limit: int, others: int = 0o022) -> bytes:
     """Read a file once, if it is a plain one of ours that nobody else can write."""
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # no link, and no waiting for a pipe's writer
-
     try:
-        with open(path, "rb", opener=opener) as file:  # Path.open takes no opener
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise PlanError(f"{path}: is not a plain file")
-            if problem := _not_only_ours(status, others):
+        with open(path, "rb", opener=open_regular) as file:  # Path.open takes no opener
+            if problem := _not_only_ours(os.fstat(file.fileno()), others):
                 raise PlanError(f"{path}: {problem}: somebody else could have changed it")
             data = file.read(limit + 1)
     except OSError as error:
@@ -334,17 +328,8 @@ def _read_own(path: Path, limit: int, others: int = 0o022) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write beside ``path``, then rename; mode 0600."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_whole(path, data, mode=0o600)
     except OSError as error:
         raise BackendError(
             f"{path}: cannot be written: {error.strerror}; set engine.cache to another folder"

@@ -206,7 +206,7 @@ def test_a_link_is_not_followed(plans, entry, suffix, tmp_path):
 def test_a_pipe_is_not_waited_for(plans, entry):
     entry.path.unlink()
     os.mkfifo(entry.path)
-    with pytest.raises(PlanError, match="not a plain file"):
+    with pytest.raises(PlanError, match="not a regular file"):
         plans.load(FACTS)
 
 
