@@ -37,7 +37,7 @@ def test_a_right_engine_passes(bundle):
     report = run_selftest(engine, bundle)
     assert set(report.errors) == set(OUTPUTS)
     assert 0 < report.worst < 1e-6
-    assert report.tolerance == TOLERANCE["fp32"]
+    assert report.tolerance == TOLERANCE["fp32"][report.worst_output] == 1e-4
     assert engine.sizes == [16, 1, 15]
 
 
@@ -67,6 +67,32 @@ def test_differences_within_the_tolerance_pass(bundle):
         return replace(scores, residual=(scores.residual * np.float32(1 + 5e-5)).astype(np.float32))
 
     assert 4e-5 < run_selftest(NumpyEngine(scaled), bundle).worst < 6e-5
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "error", "passes"),
+    [
+        ("fp16", "reconstruction_error", 5e-3, True),
+        ("fp16", "residual", 3e-2, False),
+        ("int8", "reconstruction_error", 2e-2, True),
+        ("int8", "feature_error", 6e-2, False),
+        ("int8", "residual", 0.2, True),
+        ("int8", "residual", 0.4, False),
+    ],
+)
+def test_each_precision_has_its_tolerances(bundle, precision, name, error, passes):
+    def scaled(scores, patches):
+        return replace(scores, **{name: (getattr(scores, name) * np.float32(1 + error)).astype(np.float32)})
+
+    engine = NumpyEngine(scaled, precision)
+    if passes:
+        report = run_selftest(engine, bundle)
+        assert report.worst_output == name
+        assert report.worst == pytest.approx(error, rel=1e-3)
+        assert report.tolerance == TOLERANCE[precision][name]
+    else:
+        with pytest.raises(SelfTestError, match=rf"{precision}, test\) gives a {name}"):
+            run_selftest(engine, bundle)
 
 
 def test_results_left_over_from_the_run_before_are_noticed(bundle):
