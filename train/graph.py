@@ -12,22 +12,9 @@ import onnxruntime
 import torch
 
 from engines.engine import Float32Array, UInt8Array
-from engines.errors import EngineError
 from engines.manifest import scorer_tensors
+from train.graph_rules import IR_VERSION, OPSET, GraphError, check_graph
 from train.scorer import Scorer
-
-OPSET = 17
-"""The newest that TensorRT 8.6's parser knows; its Resize has no antialias and its ReduceSum takes axes as input."""
-
-IR_VERSION = 8
-"""The file format of opset 17's time, which ONNX Runtime 1.17 and TensorRT 8.6 read."""
-
-# What TensorRT's parser takes from 8.6 on, and all that a scorer needs. A newer torch that exports something else is
-# noticed here, not on the line.
-OPERATORS = frozenset({
-    "Abs", "Add", "AveragePool", "Cast", "Concat", "Conv", "Gemm", "LeakyRelu", "Mul", "ReduceSum", "Reshape", "Resize",
-    "Slice", "Sub", "Tanh", "Transpose",
-})  # fmt: skip
 
 RECONSTRUCTION = "reconstruction"
 """Inner tensor of the graph, float32 (N, 3, P, P): G(E(x)). Not an output, so engines need not copy it out."""
@@ -36,25 +23,22 @@ RECONSTRUCTION = "reconstruction"
 _CHUNK = 64  # patches reconstructed at once
 
 
-class GraphError(EngineError):
-    """The exported graph is not what engines expect; a bug, or a torch version that exports differently."""
-
-
-def export_graph(scorer: Scorer, patch_size: int) -> bytes:
-    """Write the scorer as ONNX: float32, any number of patches, weights inside.
+def export_graph(scorer: Scorer, patch_size: int, dtype: torch.dtype = torch.float32) -> bytes:
+    """Write the scorer as ONNX: any number of patches, weights inside.
 
     Args:
-        scorer: the model, in any precision; the graph gets its weights as float32.
+        scorer: the model, in any precision.
         patch_size: side of the patches.
+        dtype: float32, or float16 for a graph whose networks compute in it.
 
     Raises:
-        GraphError: the graph has another opset, or operators outside ``OPERATORS``.
+        GraphError: the graph breaks a rule of ``train.graph_rules``.
     """
     outputs = [tensor.name for tensor in scorer_tensors(patch_size)[1]]
     example = torch.zeros(2, patch_size, patch_size, 3, dtype=torch.uint8)
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
-            copy.deepcopy(scorer).float().cpu().eval(),
+            copy.deepcopy(scorer).to(dtype).cpu().eval(),
             (example,),
             dynamo=True,
             opset_version=OPSET,
@@ -68,7 +52,8 @@ def export_graph(scorer: Scorer, patch_size: int) -> bytes:
         raise GraphError("torch exported nothing")
     model: onnx.ModelProto = program.model_proto
     _tidy(model, n_outputs=len(outputs))
-    _check(model)
+    onnx.checker.check_model(model, full_check=True)
+    check_graph(model)
     return bytes(model.SerializeToString())
 
 
@@ -81,15 +66,6 @@ def _tidy(model: onnx.ModelProto, n_outputs: int) -> None:
     for part in (model, graph, *graph.input, *graph.output, *graph.initializer, *graph.node):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
-
-
-def _check(model: onnx.ModelProto) -> None:
-    onnx.checker.check_model(model, full_check=True)
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets != {"": OPSET}:
-        raise GraphError(f"the graph needs operator sets {opsets}, not {OPSET}; torch could not convert it down")
-    if foreign := {node.op_type for node in model.graph.node} - OPERATORS:
-        raise GraphError(f"the graph holds {', '.join(sorted(foreign))}, which not every engine takes")
 
 
 @contextmanager

@@ -35,6 +35,9 @@ class Scorer(nn.Module):
     def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Score patches, in the precision of the weights.
 
+        With float16 weights only the networks compute in float16. The scaled image, its difference from the
+        reconstruction and the sums stay float32: float16 would round small differences off, and ends at 65,504.
+
         Args:
             patches: uint8 (N, P, P, 3) in the model's colour.
 
@@ -43,8 +46,9 @@ class Scorer(nn.Module):
             |x - G(E(x))| averaged over colour; ``reconstruction`` (N, 3, P, P), G(E(x)) in [-1, 1].
         """
         dtype = self.generator.out.weight.dtype
-        x = patches.to(dtype).permute(0, 3, 1, 2) * (1 / 127.5) - 1
-        reconstruction = self.generator(self.encoder(x))
+        exact = torch.promote_types(dtype, torch.float32)
+        x = patches.to(exact).permute(0, 3, 1, 2) * (1 / 127.5) - 1
+        reconstruction = self.generator(self.encoder(x.to(dtype))).to(exact)
         difference = x - reconstruction
         colour_sum = difference.abs().sum(dim=1)  # one pass over the colours serves both outputs
         return (
@@ -58,8 +62,10 @@ class Scorer(nn.Module):
         if self.feature_layer == LINEAR_FEATURE_LAYER:
             # f_D(x) - f_D(y) = K * (x - y) for a convolution K: half the work, and its bias cancels.
             conv1 = cast("Block", self.critic.trunk.blocks[0]).conv1
-            return functional.conv2d(difference, conv1.weight, padding=1).abs().sum(dim=(1, 2, 3))
-        both = self.critic.features(torch.cat([x, reconstruction]), self.feature_layer)
+            features = functional.conv2d(difference.to(conv1.weight.dtype), conv1.weight, padding=1)
+            return features.to(difference.dtype).abs().sum(dim=(1, 2, 3))
+        pixels = torch.cat([x, reconstruction]).to(self.generator.out.weight.dtype)
+        both = self.critic.features(pixels, self.feature_layer).to(x.dtype)
         pair = both.reshape(
             2, -1, *both.shape[1:]
         )  # (2, N, C, h, w); slicing the pair needs no arithmetic on N in the graph
