@@ -43,7 +43,7 @@ class FitConfig(BaseModel):
     gp_weight: Positive = 10.0
 
     # Optimisation. The warm start trains E and G to reconstruct images, before D joins.
-    warm_start: Unit = Field(default=0.7, description="Share of the budget spent on the warm start.")
+    warm_start: Unit = Field(default=0.8, description="Share of the budget spent on the warm start.")
     warm_lr: Positive = 1e-3
     lr: Positive = 3e-4
     final_lr: Unit = Field(
@@ -55,7 +55,7 @@ class FitConfig(BaseModel):
     d_iter: int = Field(
         default=0, ge=0, description="Critic steps per step of E and G; 0 trains all three in every step."
     )
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     ema_decay: Unit = 0.999
     ema_every: int = Field(default=1, ge=1, description="Steps between updates of the averaged weights.")
 
@@ -103,6 +103,7 @@ def preset(name: str) -> dict[str, object]:
     authors = {
         "bias": False,
         "warm_start": 0.0,
+        "batch_size": 32,
         "lr": 1e-4,
         "final_lr": 1.0,
         "ema_every": 10,
