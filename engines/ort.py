@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime  # noqa: TID251 - this is the one place; engines/__init__.py has turned its telemetry off
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # noqa: TID251
 
-from engines.bundle import Bundle
-from engines.engine import EngineInfo, EngineSettings, PatchScores, UInt8Array
+from engines.bundle import SCORER_FILES, Bundle
+from engines.engine import EngineInfo, EngineSettings, PatchScores, Precision, UInt8Array
 from engines.errors import BackendError
-from engines.manifest import SCORER_FILE, Manifest
+from engines.manifest import Manifest
 
 NAME = "onnxruntime"
 VERSION: str = onnxruntime.__version__
@@ -38,17 +38,22 @@ _ORT_ERRORS: tuple[type[Exception], ...] = (  # they have no base of their own
 
 
 class OnnxRuntimeEngine:
-    """Scores patches with ONNX Runtime on the CPU, in the precision of the graph (fp32).
+    """Scores patches with ONNX Runtime on the CPU.
 
     Args:
         bundle: a verified bundle.
         settings: ``threads`` is followed.
+        precision: which of the bundle's graphs. On a CPU, others than fp32 are slower and only of use to see what they
+            do to scores.
 
     Raises:
         BackendError: ONNX Runtime refuses the graph, or the graph is not what the manifest says.
     """
 
-    def __init__(self, bundle: Bundle, settings: EngineSettings) -> None:
+    def __init__(self, bundle: Bundle, settings: EngineSettings, precision: Precision = "fp32") -> None:
+        file, graph = bundle.path / SCORER_FILES[precision], bundle.variant(precision)
+        if graph is None:
+            raise BackendError(f"{file}: this bundle has no graph for {precision}")
         # Counted here: left to itself, ONNX Runtime pins a thread to every physical core of the machine, also to those
         # that a container or taskset took away.
         threads = settings.threads or len(os.sched_getaffinity(0))
@@ -61,19 +66,19 @@ class OnnxRuntimeEngine:
         # Or else bytes that look like ONNX Runtime's own format would get past the checks made on the ONNX graph.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
-            session = onnxruntime.InferenceSession(bundle.scorer, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:
             raise BackendError(
-                f"{bundle.path / SCORER_FILE}: ONNX Runtime {VERSION} refuses the graph ({_first_line(error)}); update "
+                f"{file}: ONNX Runtime {VERSION} refuses the graph ({_first_line(error)}); update "
                 "cbigan-station, or export the bundle again with this version's station-train"
             ) from error
-        _check_graph(session, bundle)
+        _check_graph(session, bundle.manifest, file)
         self._session: onnxruntime.InferenceSession | None = session
         self._patch_size = bundle.manifest.preprocessing.patch_size
         self._chunk = _chunk(bundle.manifest)
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._info = EngineInfo(
-            backend=NAME, backend_version=VERSION, device=f"{cpu_name()}, threads: {threads}", precision="fp32"
+            backend=NAME, backend_version=VERSION, device=f"{cpu_name()}, threads: {threads}", precision=precision
         )
 
     @property
@@ -128,11 +133,11 @@ def _chunk(manifest: Manifest) -> int:
     return max(1, CHUNK_PIXELS_TIMES_WIDTH // (manifest.preprocessing.patch_size**2 * manifest.network.width))
 
 
-def _check_graph(session: onnxruntime.InferenceSession, bundle: Bundle) -> None:
+def _check_graph(session: onnxruntime.InferenceSession, manifest: Manifest, file: Path) -> None:
     """Compare the graph's inputs and outputs with the manifest's; names that the graph gives to sizes are dynamic."""
     for kind, promised, found in (
-        ("input", bundle.manifest.inputs, session.get_inputs()),
-        ("output", bundle.manifest.outputs, session.get_outputs()),
+        ("input", manifest.inputs, session.get_inputs()),
+        ("output", manifest.outputs, session.get_outputs()),
     ):
         actual = {
             _describe(
@@ -143,7 +148,7 @@ def _check_graph(session: onnxruntime.InferenceSession, bundle: Bundle) -> None:
         wanted = {_describe(tensor.name, tensor.dtype, tensor.shape) for tensor in promised}
         if actual != wanted:
             raise BackendError(
-                f"{bundle.path / SCORER_FILE}: the graph's {kind}s are {'; '.join(sorted(actual))}, but the manifest "
+                f"{file}: the graph's {kind}s are {'; '.join(sorted(actual))}, but the manifest "
                 f"says {'; '.join(sorted(wanted))}; export the bundle again"
             )
 

@@ -1,4 +1,4 @@
-"""From a run to a bundle: the fused graph, its self-test and the model card."""
+"""From a run to a bundle: the fused graph, also in lower precisions, its self-test and the model card."""
 
 import tempfile
 from collections.abc import Callable
@@ -7,22 +7,39 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import structlog
 import torch
 
-from engines.bundle import SELFTEST_PATCHES, Bundle, ExpectedScores, SelfTest, write_bundle
-from engines.engine import EngineSettings, UInt8Array
+from engines.bundle import (
+    MAX_CALIBRATION_PATCHES,
+    SCORER_FILES,
+    SELFTEST_PATCHES,
+    Bundle,
+    ExpectedScores,
+    SelfTest,
+    pack_calibration,
+    write_bundle,
+)
+from engines.engine import EngineSettings, Precision, UInt8Array
 from engines.images import read_image
-from engines.manifest import Description, Network, Preprocessing, Training, scorer_tensors
+from engines.manifest import CALIBRATION_FILE, Description, Network, Preprocessing, Training, scorer_tensors
 from engines.opening import open_engine
+from engines.ort import OnnxRuntimeEngine
+from engines.tensorrt.cache import Verdict
+from engines.tensorrt.gate import judge_plan
 from engines.tiling import Tiler
 from train import model_card
 from train.checkpoint import Trained, load_trained
 from train.evaluate import Evaluation, FrameScorer, evaluate
 from train.graph import export_graph, open_reconstructor
 from train.labelled import LabelledImage
+from train.quantization import quantize_graph
 from train.scorer import Scorer
 from train.sheet import Case, draw_sheet, pick_cases
 
+log = structlog.get_logger(__name__)
+
+LOWER_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 EXAMPLE_IMAGES = 3
 SCORED_IMAGES = 100  # training images whose scores the model card sums up
 
@@ -34,6 +51,7 @@ def export_run(
     out: Path,
     name: str,
     labelled: list[LabelledImage] | None = None,
+    precision: Precision = "fp16",
     on_stage: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Export a run as a bundle. Nothing is written unless ONNX Runtime reproduces torch's float64 outputs.
@@ -43,6 +61,7 @@ def export_run(
         out: the bundle's directory; a bundle that is there is replaced.
         name: the bundle's name.
         labelled: test images to evaluate the bundle on, for the model card.
+        precision: the lowest that the bundle gets a graph for. One that does not score like fp32 is left out.
         on_stage: told what is being done.
 
     Raises:
@@ -60,27 +79,65 @@ def export_run(
     on_stage("writing the graph")
     graph = export_graph(scorer, preprocessing.patch_size)
     selftest = make_selftest(scorer, images, preprocessing)
+    lower = {} if precision == "fp32" else _lower_precisions(scorer, graph, images, preprocessing, selftest, precision)
 
     with tempfile.TemporaryDirectory(prefix="station-train-") as folder:
         on_stage("comparing ONNX Runtime with torch")
-        draft = write_bundle(Path(folder, "bundle"), description, graph, selftest, "draft")
+        draft = write_bundle(Path(folder, "bundle"), description, graph, selftest, "draft", lower)
         engine = open_engine(draft, EngineSettings(backend="onnxruntime"))
         try:
             frames = FrameScorer(draft, engine)
             on_stage("scoring training images")
             scores = [frames.score(path).score for path in _spread(images, SCORED_IMAGES)]
-            extras = _pictures(trained, images, frames, graph)
+            pictures = _pictures(trained, images, frames, graph)
             evaluation: Evaluation | None = None
             if labelled:
                 on_stage("evaluating")
                 evaluation = evaluate(labelled, frames)
-                extras[model_card.CASES_FILE] = draw_sheet(pick_cases(evaluation), frames, open_reconstructor(graph))
+                pictures[model_card.CASES_FILE] = draw_sheet(pick_cases(evaluation), frames, open_reconstructor(graph))
         finally:
             engine.close()
+        verdicts: dict[Precision, Verdict] = {}
+        for each in LOWER_PRECISIONS:
+            if draft.variant(each) is not None:
+                on_stage(f"comparing {each} with fp32")
+                verdicts[each] = _judge(draft, each)
 
+    for each in [each for each, verdict in verdicts.items() if not verdict.accepted]:
+        log.warning("this precision is left out of the bundle", precision=each, reason=verdicts.pop(each).words)
+        del lower[SCORER_FILES[each]]
     on_stage("writing the bundle")
-    card = model_card.write_card(description, trained, scores, evaluation, examples=bool(images))
-    return write_bundle(out, description, graph, selftest, card, extras)
+    card = model_card.write_card(description, trained, scores, evaluation, verdicts, examples=bool(images))
+    return write_bundle(out, description, graph, selftest, card, lower | pictures)
+
+
+def _lower_precisions(
+    scorer: Scorer,
+    graph: bytes,
+    images: list[Path],
+    preprocessing: Preprocessing,
+    selftest: SelfTest,
+    lowest: Precision,
+) -> dict[str, bytes]:
+    """The graphs of lower precisions and the calibration patches that they are judged by, by file name."""
+    files = {SCORER_FILES["fp16"]: export_graph(scorer, preprocessing.patch_size, torch.float16)}
+    if images:
+        patches = draw_patches(images, preprocessing, MAX_CALIBRATION_PATCHES, np.random.default_rng(0))
+        files[CALIBRATION_FILE] = pack_calibration(patches)
+        if lowest == "int8":
+            # Ranges from good material alone would cut off what the self-test, or a defect, is made of.
+            files[SCORER_FILES["int8"]] = quantize_graph(graph, np.concatenate([patches, selftest.patches]))
+    elif lowest == "int8":
+        log.warning("no int8 graph: it takes the training images, which are not where they were")
+    return files
+
+
+def _judge(bundle: Bundle, precision: Precision) -> Verdict:
+    engine = OnnxRuntimeEngine(bundle, EngineSettings(), precision)
+    try:
+        return judge_plan(engine, bundle, precision)
+    finally:
+        engine.close()
 
 
 def describe(trained: Trained, preprocessing: Preprocessing, name: str) -> Description:
@@ -134,9 +191,7 @@ def selftest_patches(images: list[Path], preprocessing: Preprocessing) -> UInt8A
     rng = np.random.default_rng(0)
     n_real = SELFTEST_PATCHES - 8
     if images:
-        tiler = Tiler(preprocessing)
-        choices = [tiler.patches(tiler.prepare(read_image(path))) for path in _spread(images, n_real)]
-        real = np.stack([rng.choice(choices[i % len(choices)]) for i in range(n_real)])
+        real = np.resize(draw_patches(images, preprocessing, n_real, rng), (n_real, P, P, 3))
     else:
         noise = rng.integers(0, 256, (n_real, P, P, 3), dtype=np.uint8)
         real = np.stack([cv2.GaussianBlur(patch, (0, 0), 2 + i) for i, patch in enumerate(noise)])
@@ -150,6 +205,18 @@ def selftest_patches(images: list[Path], preprocessing: Preprocessing) -> UInt8A
     ramps[1, ..., 2] = ramp[::-1]
     extremes = np.stack([np.zeros((P, P, 3), np.uint8), np.full((P, P, 3), 255, np.uint8)])
     return np.concatenate([real, defective, ramps, extremes, rng.integers(0, 256, (2, P, P, 3), dtype=np.uint8)])
+
+
+def draw_patches(images: list[Path], preprocessing: Preprocessing, n: int, rng: np.random.Generator) -> UInt8Array:
+    """Patches of evenly spread images, uint8 (M, P, P, 3): M is ``n``, or less where the images have no more."""
+    tiler = Tiler(preprocessing)
+    chosen = _spread(images, n)
+    drawn = []
+    for i, path in enumerate(chosen):
+        patches = tiler.patches(tiler.prepare(read_image(path)))
+        share = n // len(chosen) + (i < n % len(chosen))
+        drawn.append(patches[rng.permutation(len(patches))[:share]])
+    return np.concatenate(drawn)
 
 
 def _pictures(trained: Trained, images: list[Path], frames: FrameScorer, graph: bytes) -> dict[str, bytes]:

@@ -1,10 +1,14 @@
 """MODEL_CARD.md: what a bundle was made from, how its training went, and what it can and cannot do."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from engines.engine import Precision
 from engines.manifest import Description
+from engines.tensorrt.cache import Verdict
 from train.checkpoint import Trained
 from train.evaluate import Evaluation, Metrics
 from train.sheet import png
@@ -24,7 +28,13 @@ _LOSSES = {
 
 
 def write_card(
-    description: Description, trained: Trained, scores: ArrayLike, evaluation: Evaluation | None, *, examples: bool
+    description: Description,
+    trained: Trained,
+    scores: ArrayLike,
+    evaluation: Evaluation | None,
+    verdicts: Mapping[Precision, Verdict],
+    *,
+    examples: bool,
 ) -> str:
     """The model card, Markdown.
 
@@ -33,6 +43,7 @@ def write_card(
         trained: the run.
         scores: frame scores of training images; may be empty.
         evaluation: on labelled images, if there was one.
+        verdicts: what the gate says of the bundle's graphs of lower precisions.
         examples: whether the bundle holds a picture of example reconstructions.
     """
     sections = [
@@ -46,6 +57,12 @@ def write_card(
             f"what a threshold has to clear.\n\n![Input, reconstruction, residual]({EXAMPLES_FILE})"
         )
     sections.append(_evaluation(evaluation))
+    if verdicts:
+        rows = "\n".join(f"| {precision} | {verdict.words} |" for precision, verdict in verdicts.items())
+        sections.append(
+            "## Lower precisions\n\nHow the graphs for TensorRT score on a CPU. On the line's GPU they are judged "
+            f"again before they serve.\n\n| | |\n| --- | --- |\n{rows}"
+        )
     sections.append(
         "## Use and limits\n\n"
         "- It finds what differs from the training images, at the scale, light and sharpness that these had. Another "

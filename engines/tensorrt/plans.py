@@ -60,7 +60,7 @@ def buildable(bundle: Bundle, lowest: Precision) -> list[Precision]:
         log.warning(
             "the bundle has no graph for this precision; the next higher one is taken",
             precision=missing,
-            way_out="export it again with this version's station-train",
+            way_out=f"station-train export --precision {missing}",
         )
     return found
 
@@ -99,7 +99,7 @@ def obtain_plan(
     if graph is None:
         raise BackendError(
             f"{bundle.path}: has no graph for {precision}, which {library.name()} {library.version()} needs; export "
-            "the bundle again with this version's station-train, or choose engine.precision fp32"
+            f"the bundle again with `station-train export --precision {precision}`, or choose engine.precision fp32"
         )
     plans, device = open_cache(settings), describe_device()
     options = BuildOptions(precision, patches_at_once(bundle.manifest, settings), settings.workspace_mib * MIB)

@@ -60,6 +60,17 @@ def test_threads_default_to_the_cores_of_the_process(bundle):
     assert engine.info.device.endswith(f"threads: {len(os.sched_getaffinity(0))}")
 
 
+def test_other_precisions_have_graphs_of_their_own(bundle):
+    with pytest.raises(BackendError, match=r"scorer\.fp16\.onnx: this bundle has no graph for fp16"):
+        OnnxRuntimeEngine(bundle, SETTINGS, "fp16")
+
+    other = toy_scorer(PATCH, grey=100).SerializeToString()
+    files = MappingProxyType({**bundle.files, "scorer.fp16.onnx": other})
+    engine = OnnxRuntimeEngine(replace(bundle, files=files), SETTINGS, "fp16")
+    assert engine.info.precision == "fp16"
+    assert_close(engine.score(bundle.selftest.patches), toy_scores(bundle.selftest.patches, grey=100))
+
+
 def test_it_passes_the_self_test(engine, bundle):
     assert run_selftest(engine, bundle).worst < 1e-5
 

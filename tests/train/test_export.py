@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import structlog
 import torch
 from lightning_fabric import Fabric
 from typer.testing import CliRunner
@@ -15,6 +16,9 @@ from engines.bundle import read_bundle
 from engines.engine import EngineSettings
 from engines.errors import SelfTestError
 from engines.opening import open_engine
+from engines.tensorrt import library
+from engines.tensorrt.cache import Entry, PlanCache
+from tests.support.scorers import run_graph
 from train import checkpoint
 from train.cli import app
 from train.config import FitConfig
@@ -23,6 +27,8 @@ from train.export import selftest_patches
 from train.fit import Trainer, phase_at
 from train.labelled import find_labelled_images
 from train.scorer import Scorer
+
+GRAPHS = {torch.float32: "scorer.onnx", torch.float16: "scorer.fp16.onnx"}
 
 torch.set_num_threads(1)  # these networks are too small for more, and threads that wait for a core cost seconds
 
@@ -65,7 +71,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(run: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundles") / "weave"
-    result = CliRunner().invoke(app, ["export", "--run", str(run), "--out", str(out), "--data", str(data)])
+    arguments = ["export", "--run", str(run), "--out", str(out), "--data", str(data), "--precision", "int8"]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return out
 
@@ -101,6 +108,107 @@ def test_engine_scores_as_the_averaged_networks_do(exported: Path, run: Path) ->
     np.testing.assert_allclose(found.residual, expected[2], atol=1e-4)
 
 
+def test_lower_precisions_have_graphs_that_passed_the_gate(exported: Path, data: Path) -> None:
+    bundle = read_bundle(exported)
+
+    half, quantized, patches = bundle.variant("fp16"), bundle.variant("int8"), bundle.calibration_patches()
+    assert half is not None
+    assert quantized is not None
+    assert patches is not None
+    assert len(half) < 0.6 * len(bundle.scorer) < len(quantized) < 1.2 * len(bundle.scorer)
+    assert patches.shape == (20, 64, 64, 3)  # all four of each of the five images
+    assert len({patch.tobytes() for patch in patches}) == 20
+    for precision, graph in (("fp16", half), ("int8", quantized)):
+        scores = run_graph(graph, bundle.selftest.patches)
+        assert np.isfinite(scores[0]).all()
+        row = re.search(rf"\| {precision} \| (.*) \|", (exported / "MODEL_CARD.md").read_text())
+        assert row is not None
+        assert "ranks 20 calibration patches like fp32" in row[1]
+
+
+def test_a_precision_that_does_not_score_like_fp32_is_left_out(
+    exported: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doubles stand for conversions that get the graph wrong: they write another detector's."""
+    import train.export
+
+    good, toy = read_bundle(exported), read_toy_graph(tmp_path)
+    monkeypatch.setattr(
+        train.export, "export_graph", lambda _scorer, _size, dtype=torch.float32: good.files[GRAPHS[dtype]]
+    )
+    monkeypatch.setattr(train.export, "quantize_graph", lambda *_: toy)
+
+    with structlog.testing.capture_logs() as logs:
+        bundle = train.export.export_run(run, tmp_path / "out", "weave", precision="int8")
+
+    assert (bundle.variant("fp16"), bundle.variant("int8")) == (good.variant("fp16"), None)
+    assert bundle.calibration_patches() is not None
+    (warning,) = (line for line in logs if line["log_level"] == "warning")
+    assert warning["precision"] == "int8"
+    assert "self-test failed" in warning["reason"]
+    card = bundle.files["MODEL_CARD.md"].decode()
+    assert "| fp16 | " in card
+    assert "| int8 | " not in card
+    assert str(tmp_path) not in card
+
+
+def test_fp32_alone_makes_the_smallest_bundle(
+    exported: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A double spares the export of the graph, which would be the same."""
+    import train.export
+
+    monkeypatch.setattr(train.export, "export_graph", lambda *_: read_bundle(exported).scorer)
+    bundle = train.export.export_run(run, tmp_path / "out", "weave", precision="fp32")
+    assert set(bundle.files) == {"scorer.onnx", "selftest.npz", "MODEL_CARD.md", "losses.png", "reconstructions.png"}
+    assert "Lower precisions" not in bundle.files["MODEL_CARD.md"].decode()
+
+
+def test_without_the_training_images_there_is_no_int8(
+    exported: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A double spares the export of the graph."""
+    import train.export
+
+    bundle = read_bundle(exported)
+    monkeypatch.setattr(train.export, "export_graph", lambda *_: b"fp16")
+    trained = checkpoint.load_trained(run)
+    scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer)
+    with structlog.testing.capture_logs() as logs:
+        files = train.export._lower_precisions(
+            scorer, bundle.scorer, [], bundle.manifest.preprocessing, bundle.selftest, "int8"
+        )
+    assert files == {"scorer.fp16.onnx": b"fp16"}
+    assert "training images" in logs[0]["event"]
+
+
+@pytest.mark.skipif(library.problem() is not None, reason="the extra 'tensorrt' is not installed")
+def test_a_plan_can_be_built_at_once(
+    exported: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's real builder; a double spares the export of the graph."""
+    import train.export
+
+    good = read_bundle(exported)
+    monkeypatch.setattr(
+        train.export, "export_graph", lambda _scorer, _size, dtype=torch.float32: good.files[GRAPHS[dtype]]
+    )
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+    result = CliRunner().invoke(app, ["export", "--run", str(run), "--out", str(tmp_path / "b"), "--engine"])
+    assert result.exit_code == 0, result.output
+    (entry,) = PlanCache(tmp_path / "cache" / "engines").entries()
+    assert isinstance(entry, Entry)
+    assert entry.manifest.facts.precision == "fp16"
+    assert entry.manifest.bundle_sha256 == read_bundle(tmp_path / "b").digest
+    assert "on this machine only" in result.output
+
+
+def test_an_unknown_precision_is_told_before_anything_is_done(run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", "--run", str(run), "--out", str(tmp_path / "b"), "--precision", "int4"])
+    assert result.exit_code == 2
+    assert "fp32, fp16, int8" in result.output
+
+
 def test_model_card_shows_pictures_that_are_there(exported: Path) -> None:
     card = (exported / "MODEL_CARD.md").read_text()
 
@@ -122,7 +230,7 @@ def test_a_graph_that_does_not_reproduce_torch_is_not_written(
     import train.export
 
     toy = read_toy_graph(tmp_path)
-    monkeypatch.setattr(train.export, "export_graph", lambda scorer, patch_size: toy)
+    monkeypatch.setattr(train.export, "export_graph", lambda *_: toy)
 
     with pytest.raises(SelfTestError, match="reconstruction_error"):
         train.export.export_run(run, tmp_path / "out", "broken")
