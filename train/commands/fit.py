@@ -15,6 +15,7 @@ from train import checkpoint
 from train.config import PRESETS, FitConfig, preset
 from train.data import TrainingImages, find_training_images, load_training_images
 from train.fit import Trainer, train
+from train.memory import keep_freed_memory
 from train.precision import choose_precision
 from train.reporting import RunReporter
 from train.selection import TestSelection
@@ -200,6 +201,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         "protocol": protocol,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
     saved = checkpoint.load(out / checkpoint.CHECKPOINT_FILE) if (out / checkpoint.CHECKPOINT_FILE).is_file() else None
