@@ -29,9 +29,9 @@ port = {port}
 def test_the_bundled_engine_was_trained_on_the_demos_photograph_alone():
     manifest = read_bundle(BUNDLE).manifest
     command = (BUNDLE.parent / "README.md").read_text()
-    steps = re.search(r"--steps (\d+)", command)
+    steps = re.search(r"after ([\d,]+) steps", command)
     assert steps
-    assert manifest.training.steps == int(steps[1])
+    assert manifest.training.steps == int(steps[1].replace(",", ""))
     assert manifest.training.n_images == 400
     assert manifest.preprocessing.scale == 2.0
 
