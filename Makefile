@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# torch for `make test`. Where pip would fetch a CUDA build that you do not want, name the index of CPU builds (see
-# pytorch.org, "Get started"): make test TORCH_INDEX=URL
-TORCH ?= torch
+# torch for `make test`, the release that the tests were run with. Where pip would fetch its CUDA build, name the index of
+# CPU builds (see pytorch.org, "Get started"): make test TORCH_INDEX=URL
+TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help

@@ -72,7 +72,7 @@ def replay(bundle: Path, data: Path, good: Path, calibrate_options: list[str]) -
     return {
         "data": data.name,
         "threshold": scores[0]["threshold"],
-        "calibration": calibrate_options,
+        "calibration": [option.replace(str(data), "DATA") for option in calibrate_options],
         "images": dict(images),
         "alerted": {kind: alerted[kind] for kind in images},
         "alerts_opened": sum(alert["event"] == "open" for alert in alerts),
