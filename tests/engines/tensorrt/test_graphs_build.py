@@ -46,16 +46,3 @@ def test_the_graph_is_parsed_and_built(scorer, precision):
         assert kinds["int8"] == 0
     if precision != "fp16":
         assert kinds["float16"] == 0
-
-
-def test_the_plan_of_half_the_precision_is_smaller(scorer):
-    layer, category, width = scorer
-    single, half = (
-        build_plan(
-            make_graph(layer, category, width, precision),
-            scorer_tensors(image_size(category)),
-            BuildOptions(precision, max_patches=60, workspace=2**30),
-        ).plan
-        for precision in ("fp32", "fp16")
-    )
-    assert len(half) < len(single)
