@@ -1,3 +1,5 @@
+import signal
+
 from hypothesis import settings
 
 import engines  # noqa: F401 - turns ONNX Runtime's telemetry off before any test imports it
@@ -5,3 +7,7 @@ import engines  # noqa: F401 - turns ONNX Runtime's telemetry off before any tes
 # No deadline: tests never judge by the clock, which on a shared machine says nothing.
 settings.register_profile("cbigan-station", deadline=None)
 settings.load_profile("cbigan-station")
+
+# A shell that starts the tests in the background lets them ignore SIGINT, and the programs that they start inherit it:
+# tests of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
