@@ -235,7 +235,7 @@ class Interrupted:
 
     @contextmanager
     def listening(self) -> Iterator["Interrupted"]:
-        """Catch both signals; a second Ctrl-C interrupts at once."""
+        """Catch both signals inside the ``with`` block; afterwards they do again what they did before."""
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for number in before:
