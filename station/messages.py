@@ -5,7 +5,7 @@ the messages of this session from 1, so that a subscriber sees what it missed.
 """
 
 from datetime import datetime, timedelta, timezone
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -131,7 +131,115 @@ class Alert(Message):
     image_topic: str | None = Field(default=None, description="Where the JPEG is published.")
 
 
-MESSAGES: tuple[type[Message], ...] = (Status, Info, Score, Alert)
+class CameraHealth(BaseModel):
+    """How the camera does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    connected: bool
+    fault: str | None = Field(
+        description="What is wrong, `code: words`; null: nothing. The codes are in docs/reliability.md."
+    )
+    frames: int = Field(description="Frames read since the daemon started.")
+    reconnects: int
+    fps: float | None = Field(description="Frames per second since the last health message.")
+    brightness: float | None = Field(description="Mean grey value of the last frame, 0..255.")
+    sharpness: float | None = Field(description="Of the last frame; calibration.json holds the healthy range.")
+    noise: float | None = Field(description="Of the last frame, grey values; calibration.json holds the healthy range.")
+
+
+class DriftHealth(BaseModel):
+    """The scores of late beside those of the calibration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    state: Literal["unknown", "stable", "drift"] = Field(
+        description="`unknown`: no calibration, or too few frames yet."
+    )
+    direction: Literal["higher", "lower", "wider"] | None = Field(description="Where the scores went; null: nowhere.")
+    effect: float | None = Field(
+        description="Probability that a frame of late outscores a calibration frame (ties count half): 0.5 is no drift."
+    )
+    p_value: float | None = Field(
+        description="Of the two-sample test, for as many independent frames as these are worth."
+    )
+    frames: int = Field(description="Frames in the window.")
+
+
+class StageTimes(BaseModel):
+    """Milliseconds that a stage took, over the frames since the last health message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    p50: float
+    p99: float
+
+
+class Health(Message):
+    """On ``health``, every ``health.interval`` seconds."""
+
+    topic = "health"
+    qos = 0
+
+    schema_: Literal["station/v1/health"] = Field(default="station/v1/health", alias="schema")
+    session: str
+    state: Literal["online", "degraded"] | None = Field(description="As on `status`; null: still starting.")
+    reasons: tuple[str, ...] = ()
+    uptime_s: float
+    inspected: int = Field(description="Frames inspected since the daemon started.")
+    camera: CameraHealth
+    drift: DriftHealth
+    stages_ms: dict[str, StageTimes] = Field(description="By stage: wait, prepare, infer, judge, total.")
+    queued: dict[str, int] = Field(description="Waiting now: frames, scores, outbox (messages), outbox_bytes.")
+    dropped: dict[str, int] = Field(description="Lost since the daemon started: frames, scores, alerts, images.")
+    temperatures_c: dict[str, float] = Field(description="By thermal zone of the device.")
+    resident_bytes: int = Field(description="Memory of the daemon.")
+
+
+Verb = Literal["pause", "resume", "snapshot", "set-threshold", "reload"]
+VERBS: tuple[Verb, ...] = get_args(Verb)
+
+
+class Command(BaseModel):
+    """What ``cmd/<verb>`` may carry; an empty payload is an empty object."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="For MQTT 3.1.1, which has no correlation data: a command with a known id is not done again.",
+    )
+    by: str = Field(default="", max_length=100, description="Who asks; a claim, recorded as such.")
+    expires_at: Utc | None = Field(
+        default=None, description="Not to be done later; MQTT 5's message expiry counts as well."
+    )
+
+
+class SetThreshold(Command):
+    """``cmd/set-threshold``."""
+
+    by: str = Field(min_length=1, max_length=100, description="Who asks; recorded with the change.")
+    threshold: float = Field(gt=0, le=1e9)
+
+
+class Reply(Message):
+    """On ``reply/<verb>``, or the command's response topic with its correlation data (MQTT 5)."""
+
+    topic = "reply"
+    qos = 1
+    expiry = timedelta(minutes=1)
+
+    schema_: Literal["station/v1/reply"] = Field(default="station/v1/reply", alias="schema")
+    verb: str
+    ok: bool
+    error: str | None = Field(default=None, description="Why not, in words.")
+    id: str | None = Field(default=None, description="The command's.")
+    result: dict[str, str | float | None] = Field(default_factory=dict, description="By verb; see docs/integration.md.")
+
+
+MESSAGES: tuple[type[Message], ...] = (Status, Info, Score, Alert, Health, Reply)
 
 
 def alert_image_topic(alert_id: str) -> str:

@@ -21,6 +21,7 @@ from pydantic_settings import SettingsError as EnvironmentParseError
 
 from engines.engine import EngineSettings
 from engines.geometry import Box
+from station.messages import VERBS, Verb
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -199,6 +200,38 @@ class MqttSettings(_Section):
         return host
 
 
+class OutboxSettings(_Section):
+    """Alerts and pictures on disk until the broker has them."""
+
+    max_mib: int = Field(
+        default=256,
+        ge=1,
+        le=65536,
+        description="Bound, MiB. When it is reached pictures go first, then the oldest alerts.",
+    )
+    max_age_hours: float = Field(default=72, gt=0, le=8760, description="What is older is dropped, and counted.")
+
+
+class HealthSettings(_Section):
+    """What the station watches itself and its camera for."""
+
+    interval: float = Field(default=10, ge=0.2, le=3600, description="Seconds between two messages on `health`.")
+
+
+class CommandSettings(_Section):
+    """Commands over MQTT. Who may send them is for the broker's access list (deploy/mosquitto) to say."""
+
+    allow: tuple[Verb, ...] = Field(default=VERBS, description="Commands that are obeyed; [] refuses all.")
+    per_minute: int = Field(default=30, ge=1, le=6000, description="Commands obeyed per minute; more are refused.")
+
+
+class MetricsSettings(_Section):
+    """Prometheus endpoint."""
+
+    port: int | None = Field(default=None, ge=1, le=65535, description="Null: no endpoint.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; it has no log-in, so keep it local.")
+
+
 class LogSettings(_Section):
     """The log on standard error."""
 
@@ -255,6 +288,26 @@ class Settings(BrokerSettings):
     engine: EngineSettings = EngineSettings()
     judge: JudgeSettings = JudgeSettings()
     alerts: AlertSettings = AlertSettings()
+    outbox: OutboxSettings = OutboxSettings()
+    health: HealthSettings = HealthSettings()
+    commands: CommandSettings = CommandSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    state: Path | None = Field(
+        default=None,
+        description="Folder for what must survive a restart: outbox, threshold changes, recent frames. null: "
+        "$STATE_DIRECTORY under systemd, else ~/.local/state/cbigan-station/<site>-<line>-<name>.",
+    )
+
+    @property
+    def state_folder(self) -> Path:
+        """``state``, or where it is by default."""
+        if self.state is not None:
+            return self.state
+        if given := os.environ.get("STATE_DIRECTORY"):
+            return Path(given.split(":")[0])
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+        identity = self.station
+        return home / "cbigan-station" / f"{identity.site}-{identity.line}-{identity.name}"
 
     @model_validator(mode="after")
     def _threshold_from_somewhere(self) -> "Settings":
@@ -289,6 +342,7 @@ _Location = tuple[int | str, ...]
 _PATHS: tuple[tuple[str, ...], ...] = (
     ("bundle",),
     ("calibration",),
+    ("state",),
     ("engine", "cache"),
     ("mqtt", "tls", "ca_file"),
     ("mqtt", "tls", "cert_file"),

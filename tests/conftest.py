@@ -1,5 +1,7 @@
 import signal
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 import engines  # noqa: F401 - turns ONNX Runtime's telemetry off before any test imports it
@@ -11,3 +13,9 @@ settings.load_profile("cbigan-station")
 # A shell that starts the tests in the background lets them ignore SIGINT, and the programs that they start inherit it:
 # tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test's stations keep their outbox and the like apart from each other's and the user's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))

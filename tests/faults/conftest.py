@@ -1,0 +1,65 @@
+"""The report of `make faults`: one line a fault - injected, expected, seen."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+
+REPORT = "STATION_FAULTS_REPORT"
+"""Environment variable: where to write the lines as JSON."""
+
+
+@dataclass
+class Fault:
+    """One line of the report.
+
+    Attributes:
+        injected: what was done to the running station.
+        expected: what was promised for it.
+        seen: what happened; a test sets it before it asserts, so that the line of a failure tells too.
+        held: whether the test passed.
+    """
+
+    injected: str = ""
+    expected: str = ""
+    seen: str = "nothing: the test broke off"
+    held: bool = False
+    test: str = ""
+
+
+_outcomes = pytest.StashKey[bool]()
+_faults = pytest.StashKey[list[Fault]]()
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
+    """The line of this test; fill in ``injected`` and ``expected`` at once, ``seen`` before asserting."""
+    line = Fault(test=request.node.name)
+    yield line
+    assert line.injected, "the test names no fault"
+    assert line.expected, "the test names no expectation"
+    line.held = request.node.stash.get(_outcomes, False)
+    request.config.stash.setdefault(_faults, []).append(line)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if call.when == "call":
+        item.stash[_outcomes] = report.passed
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    lines = config.stash.get(_faults, [])
+    if lines:
+        terminalreporter.section("faults")
+    for line in lines:
+        terminalreporter.write_line(
+            f"{'held  ' if line.held else 'BROKEN'} {line.injected} | expected: {line.expected} | seen: {line.seen}"
+        )
+    if lines and (path := os.environ.get(REPORT)):
+        Path(path).write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
