@@ -272,6 +272,7 @@ def _tls_context(settings: TlsSettings) -> ssl.SSLContext:
         raise SettingsError(
             f"mqtt.tls.ca_file = {settings.ca_file}: not a readable PEM certificate: {error}"
         ) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # Python 3.10's default too, unless openssl.cnf says otherwise
     if settings.cert_file is not None:
         try:
             # The empty password keeps OpenSSL from asking for one on the terminal.
