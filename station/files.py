@@ -1,5 +1,7 @@
 """Writing files so that a reader, or a power cut, never meets half of one."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from engines.files import write_whole
@@ -18,5 +20,16 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have new names in the folder outlive a power cut, where its file system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

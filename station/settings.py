@@ -216,13 +216,39 @@ class HealthSettings(_Section):
     """What the station watches itself and its camera for."""
 
     interval: float = Field(default=10, ge=0.2, le=3600, description="Seconds between two messages on `health`.")
+    drift_window: int = Field(
+        default=500, ge=100, le=100_000, description="Late frames whose scores are compared with the calibration's."
+    )
+    drift_every: float = Field(
+        default=2.0,
+        ge=0,
+        le=3600,
+        description="Seconds between two frames of the window, on average; 0 takes every frame. The window should be "
+        "several times as long as any run of bad material.",
+    )
+    drift_effect: float = Field(
+        default=0.71,
+        gt=0.5,
+        lt=1,
+        description="Drift is when a late frame outscores a calibration frame with this probability (or is outscored), "
+        "provided that it is no accident and lasts. 0.71 is called a large effect.",
+    )
+    recent_every: float = Field(
+        default=30.0, ge=0, le=86_400, description="Seconds between two frames kept for `calibrate --from-recent`."
+    )
+    recent_mib: int = Field(
+        default=512,
+        ge=0,
+        le=1_048_576,
+        description="Bound of the frames kept, MiB; the oldest go. 0 keeps none.",
+    )
 
 
 class CommandSettings(_Section):
     """Commands over MQTT. Who may send them is for the broker's access list (deploy/mosquitto) to say."""
 
     allow: tuple[Verb, ...] = Field(default=VERBS, description="Commands that are obeyed; [] refuses all.")
-    per_minute: int = Field(default=30, ge=1, le=6000, description="Commands obeyed per minute; more are refused.")
+    per_minute: int = Field(default=30, ge=1, le=600, description="Commands obeyed per minute; more are refused.")
 
 
 class MetricsSettings(_Section):
