@@ -25,6 +25,7 @@ Scores = NDArray[np.float64]
 MIN_GOOD_FRAMES = 20
 """With fewer there is no tail to fit: the highest fifth would be less than four scores."""
 MIN_EXCEEDANCES = 3
+MAX_KEPT_SCORES = 1000
 MAX_FILE_BYTES = 2**20
 BOOTSTRAP_FITS = 1000
 CONFIDENCE = 0.95
@@ -138,6 +139,12 @@ class Calibration(_Model):
     false_alarms: FalseAlarmThreshold
     separation: Separation | None = Field(description="Null without defective frames.")
     warnings: tuple[str, ...] = Field(description="What limits the trust in the threshold, in plain words.")
+    good_scores: tuple[float, ...] | None = Field(
+        default=None,
+        max_length=MAX_KEPT_SCORES,
+        description="Good scores in order of capture, evenly thinned, to compare later ones with. Null: made before "
+        "they were kept.",
+    )
 
 
 def calibrate_good(scores: Scores, false_alarm_rate: float, seed: int = 0) -> tuple[Tail, FalseAlarmThreshold]:
@@ -302,6 +309,13 @@ def summarize(scores: Scores) -> ScoreSummary:
         std=float(scores.std()),
         quantiles={f"{q:g}": float(np.quantile(scores, q)) for q in QUANTILES},
     )
+
+
+def thinned(scores: Scores) -> tuple[float, ...]:
+    """At most ``MAX_KEPT_SCORES`` of the scores, evenly spread and in their order, to six digits."""
+    n = scores.size
+    kept = scores if n <= MAX_KEPT_SCORES else scores[np.linspace(0, n - 1, MAX_KEPT_SCORES).round().astype(np.int64)]
+    return tuple(float(f"{score:.6g}") for score in kept)
 
 
 def effective_frames(scores: Scores) -> int:

@@ -32,6 +32,7 @@ from station.calibration import (
     caveats,
     roc,
     summarize,
+    thinned,
 )
 from station.camera import CameraError, Capture, EndOfStream, redact_url
 from station.commands.building import show_building
@@ -320,6 +321,7 @@ def _make(plan: _Plan, good_set: _Set, defect_set: _Set, rate: float, *, prefer_
         false_alarms=false_alarms,
         separation=separation,
         warnings=tuple(warnings),
+        good_scores=thinned(good),
     )
 
 
