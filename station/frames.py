@@ -17,6 +17,7 @@ class Frame:
         captured_at: UTC time of capture.
         monotonic: ``time.monotonic()`` at capture, seconds; for latencies.
         name: where the frame came from, if it has a name (a file of ``folder:``), else "".
+        damage: what of the picture did not arrive, in words; None: it is whole.
     """
 
     seq: int
@@ -24,6 +25,7 @@ class Frame:
     captured_at: datetime
     monotonic: float
     name: str = ""
+    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -212,9 +212,36 @@ class OutboxSettings(_Section):
     max_age_hours: float = Field(default=72, gt=0, le=8760, description="What is older is dropped, and counted.")
 
 
+CameraRule = Literal[
+    "camera-size",
+    "camera-truncated",
+    "camera-black",
+    "camera-dark",
+    "camera-saturated",
+    "camera-bright",
+    "camera-frozen",
+    "camera-colours",
+    "camera-blurred",
+    "camera-moved",
+    "camera-flicker",
+]
+
+
 class HealthSettings(_Section):
     """What the station watches itself and its camera for."""
 
+    frozen_after: float | None = Field(
+        default=5.0,
+        ge=0.2,
+        le=3600,
+        description="Seconds of the very same picture after which the camera counts as frozen; null: never.",
+    )
+    recover_after: float = Field(
+        default=3.0, ge=0, le=3600, description="Seconds without a faulty frame after which a camera fault is over."
+    )
+    ignore: tuple[CameraRule, ...] = Field(
+        default=(), description="Camera faults not to look for; docs/camera-faults.md explains each."
+    )
     interval: float = Field(default=10, ge=0.2, le=3600, description="Seconds between two messages on `health`.")
     drift_window: int = Field(
         default=500, ge=100, le=100_000, description="Late frames whose scores are compared with the calibration's."

@@ -12,7 +12,15 @@ from typing import Literal, final
 
 import structlog
 
-from station.camera.source import CameraError, EndOfStream, Picture, Source, redact_url
+from station.camera.source import (
+    CameraError,
+    EndOfStream,
+    Picture,
+    Source,
+    StalledError,
+    UnpluggedError,
+    redact_url,
+)
 from station.camera.sources import make_source
 from station.frames import Frame
 from station.settings import CameraSettings
@@ -33,7 +41,7 @@ class CaptureStats:
         dropped: frames of these that were replaced by a newer one before anybody took them.
         reconnects: how often the camera came back after it was lost.
         connected: the source is open.
-        fault: why there are no frames, in words without credentials; None while all is well.
+        fault: why there are no frames, ``code: words`` without credentials; None while all is well.
     """
 
     frames: int
@@ -83,7 +91,7 @@ class Capture:
         self._outcome: Exception | None = None  # why there will be no more frames
         self._frames = self._dropped = self._reconnects = 0
         self._connected = False
-        self._error: str | None = None
+        self._error: CameraError | None = None
         self._starved_since: float | None = None  # since when the camera owes a frame
 
     @property
@@ -139,10 +147,11 @@ class Capture:
 
     def _fault(self) -> str | None:
         starved = 0.0 if self._starved_since is None else self._clock() - self._starved_since
-        if starved < self._settings.read_timeout:
-            return self._error
-        fault = f"no frame for {starved:.0f} s"
-        return f"{fault}: {self._error}" if self._error else fault
+        reasons = [f"no frame for {starved:.0f} s"] if starved >= self._settings.read_timeout else []
+        if self._error is not None:
+            reasons.append(str(self._error))
+        code = StalledError.code if self._error is None else self._error.code
+        return ": ".join([code, *reasons]) if reasons else None
 
     def _run(self) -> None:
         try:
@@ -157,7 +166,7 @@ class Capture:
         with self._changed:
             self._outcome = self._outcome or outcome
             self._starved_since = None
-            self._error = str(outcome) if isinstance(outcome, CameraError) else None
+            self._error = outcome if isinstance(outcome, CameraError) else None
             self._changed.notify_all()
 
     def _read_to_end(self) -> None:
@@ -191,25 +200,25 @@ class Capture:
             self._report(reason, pause)
             self._stopping.wait(pause)
 
-    def _read_until_lost(self) -> str:
+    def _read_until_lost(self) -> CameraError:
         """Open the camera and read it; returns why there is nothing more to read."""
         try:
             self._open()
             while (picture := self._read()) is not None and self._hand_over(picture):
                 pass
         except CameraError as error:
-            return str(error)
-        return f"{redact_url(self._settings.url)} ended the stream"
+            return error
+        return UnpluggedError(f"{redact_url(self._settings.url)} ended the stream")
 
     def _pause(self, failures: int) -> float:
         """Seconds before the next attempt: exponential back-off with full jitter above the shortest pause."""
         shortest, longest = self._settings.reconnect_min, self._settings.reconnect_max
         return _random.uniform(shortest, min(longest, shortest * 2.0 ** min(failures, 32)))
 
-    def _report(self, error: str, pause: float) -> None:
+    def _report(self, error: CameraError, pause: float) -> None:
         # The same reason again, all night long, would fill the log.
-        log = _log.debug if error == self._error else _log.warning
-        log("no frames from the camera", reason=error, retry_in_s=round(pause, 1))
+        log = _log.debug if str(error) == str(self._error) else _log.warning
+        log("no frames from the camera", code=error.code, reason=str(error), retry_in_s=round(pause, 1))
         with self._changed:
             self._error = error
 
@@ -243,7 +252,7 @@ class Capture:
                 self._error = None
             self._starved_since = None
             self._frames += 1
-            frame = Frame(self._frames, picture.image, now, monotonic, picture.name)
+            frame = Frame(self._frames, picture.image, now, monotonic, picture.name, picture.damage)
             room = _ROOM[self._policy]
             if self._policy == "every":
                 self._changed.wait_for(lambda: len(self._waiting) < room or self._stopping.is_set())

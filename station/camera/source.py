@@ -7,7 +7,25 @@ from engines.engine import UInt8Array
 
 
 class CameraError(Exception):
-    """The camera gives no picture; the message says why and what to do, without the URL's credentials."""
+    """The camera gives no picture; the message says why and what to do, without the URL's credentials.
+
+    Attributes:
+        code: stands before the message where the fault is reported (docs/camera-faults.md).
+    """
+
+    code = "camera-failed"
+
+
+class UnpluggedError(CameraError):
+    """It cannot be opened, or has hung up: unplugged, switched off, another program has it, wrong log-in."""
+
+    code = "camera-unplugged"
+
+
+class StalledError(CameraError):
+    """It is there and sends nothing."""
+
+    code = "camera-stalled"
 
 
 class EndOfStream(Exception):  # noqa: N818 - like StopIteration, an end and not an error
@@ -20,10 +38,12 @@ class Picture(NamedTuple):
     Attributes:
         image: uint8 (H, W, 3), BGR; the reader owns it.
         name: where it came from, if that has a name (a file of ``folder:``), else "".
+        damage: what of it did not arrive, in words; None: it is whole.
     """
 
     image: UInt8Array
     name: str = ""
+    damage: str | None = None
 
 
 class Source(Protocol):

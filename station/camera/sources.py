@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from engines.engine import UInt8Array
 from engines.errors import ImageError
 from engines.images import find_images, read_image
-from station.camera.source import CameraError, Picture, Source, redact_url
+from station.camera.source import CameraError, Picture, Source, StalledError, UnpluggedError, redact_url
+from station.camera.truncation import TruncationCheck
 from station.settings import CameraSettings
 
 # Read by OpenCV whenever it opens a stream; there is no other way to hand options to FFmpeg.
@@ -26,6 +27,7 @@ from station.settings import CameraSettings
 _FFMPEG_OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 _FFMPEG_OPTIONS = "rtsp_transport;tcp|fflags;+discardcorrupt+nobuffer"
 
+_MOTION_JPEG = cv2.VideoWriter.fourcc(*"MJPG")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 
 
@@ -119,6 +121,7 @@ class _VideoSource(ABC):
         self._backend = backend
         self._timeout = timeout
         self._capture: cv2.VideoCapture | None = None
+        self._truncation: TruncationCheck | None = None
 
     def open(self) -> None:
         self.close()
@@ -127,9 +130,12 @@ class _VideoSource(ABC):
         if not capture.isOpened():
             capture.release()
             timed_out = time.monotonic() - began >= self._timeout
-            reason = f"no answer for {self._timeout:g} s" if timed_out else self._why_not_opened()
-            raise CameraError(f"cannot open {redact_url(self._target)}: {reason}")
+            where = f"cannot open {redact_url(self._target)}"
+            if timed_out:
+                raise StalledError(f"{where}: no answer for {self._timeout:g} s")
+            raise UnpluggedError(f"{where}: {self._why_not_opened()}")
         self._capture = capture
+        self._truncation = TruncationCheck() if capture.get(cv2.CAP_PROP_FOURCC) == _MOTION_JPEG else None
 
     def read(self) -> Picture | None:
         if self._capture is None:
@@ -138,8 +144,11 @@ class _VideoSource(ABC):
         arrived, image = self._capture.read()
         # After its time-out, FFmpeg still hands out what its decoder had held back: pictures of before the stall.
         if time.monotonic() - began >= self._timeout:
-            raise CameraError(f"{redact_url(self._target)} sent no frame for {self._timeout:g} s")
-        return Picture(self._bgr(image)) if arrived else None
+            raise StalledError(f"{redact_url(self._target)} sent no frame for {self._timeout:g} s")
+        if not arrived:
+            return None
+        bgr = self._bgr(image)
+        return Picture(bgr, damage=self._truncation.check(bgr) if self._truncation else None)
 
     def close(self) -> None:
         if self._capture is not None:

@@ -1,0 +1,1 @@
+"""What the station watches itself and its camera for."""

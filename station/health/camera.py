@@ -1,0 +1,557 @@
+"""Whether what the camera sends can be judged at all: dark, blurred, frozen, moved …; see docs/camera-faults.md.
+
+A frame with a camera fault is not inspected, since every fault looks like a defect to a model of good material. The
+other way round a defect, however large, must not pass for a camera fault. So a rule looks at nearly the whole frame:
+it fires only where 95 % of the pixels are too dark, or the sharpest quarter of the frame is blurred.
+
+`station calibrate` measures good frames and keeps their range (``CameraProfile``). It also tries each rule out on
+them: one that would not notice its fault on this material, or would fire without it, is switched off and says why.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
+
+from engines.engine import Float32Array, UInt8Array
+from station.frames import Frame
+from station.settings import CameraRule, HealthSettings
+
+_Levels = NDArray[np.floating[Any]]
+
+# --- what is measured ---
+
+_SAMPLE_SIDE = 480  # longer side of the sample that levels are taken from, pixels
+_SMALL_SIDE = 128  # longer side of the picture that is compared with the reference
+_TILE = 64  # pixels; sharpness and noise are taken from tiles at full resolution
+_TILES = (4, 6)  # rows, columns
+_MIN_TEXTURED = 3  # tiles that sharpness needs
+_CLIPPED = 250  # grey level from which a pixel is as bright as the sensor goes
+
+# --- when a rule fires ---
+
+_BLACK = 16.0  # grey level: darker is nothing but noise
+_CLIPPED_SHARE = 0.9  # without a profile
+_LIGHT_MARGIN = 0.25  # of the healthy level
+_BLUR_MARGIN = math.log(1.5)
+_RANGE_MARGIN = 0.5  # of the healthy range, if that is more
+_COLOUR_VISIBLE = 4.0  # grey levels between blue and red; less is noise
+_MOVED_BY = 2  # pixels of the small picture: 1/64 of the longer side
+_MOVED_SEARCH = 8  # the shift is looked for within 1/8 of either side
+_MOVED_BETTER = 0.15  # correlation that the shift must gain
+_MOVED_LIKENESS = 0.7  # of the lowest healthy correlation
+_FLICKER_FRAMES = 12
+_FLICKER = math.log(1.04)
+_FROZEN_FRAMES = 3
+_RELEASE = 0.5  # a fault ends where this part of the margin is kept, so that it does not flap
+_GOOD_FRAMES = 5  # in a row that end a fault
+_MAX_REFERENCE = _SMALL_SIDE**2
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with the camera.
+
+    Attributes:
+        code: stable, such as ``camera-black``.
+        words: the details.
+    """
+
+    code: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.words}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What one frame measures. Levels are grey values, 0..255.
+
+    Attributes:
+        size: height and width of the frame.
+        brightness: mean.
+        dark: 5 % of the pixels are darker.
+        bright: 5 % of the pixels are brighter.
+        clipped: share of the pixels at the upper end of the scale.
+        sharpness: detail of 4 to 8 pixels beside that of 8 to 32, in the sharpest quarter of the frame; None where
+            there is no texture to tell from.
+        noise: standard deviation of the finest detail, in the smoothest quarter of the frame.
+        colour: blue minus red, median.
+        small: uint8 (h, w), grey, 128 pixels on the longer side.
+    """
+
+    size: tuple[int, int]
+    brightness: float
+    dark: float
+    bright: float
+    clipped: float
+    sharpness: float | None
+    noise: float
+    colour: float
+    small: UInt8Array = field(repr=False)
+
+
+def measure(image: UInt8Array) -> Reading:
+    """Measure a frame, uint8 (H, W, 3), BGR; about half a millisecond for 1920 x 1080."""
+    height, width = image.shape[:2]
+    sample = _shrunken(image, _SAMPLE_SIDE, cv2.INTER_NEAREST)
+    grey = cv2.cvtColor(sample, cv2.COLOR_BGR2GRAY)
+    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel()
+    shares = counts.cumsum() / counts.sum()
+    small = _shrunken(sample, _SMALL_SIDE, cv2.INTER_AREA)
+    sharpness, noise = _detail(_tiles(image))
+    return Reading(
+        size=(height, width),
+        brightness=float(counts @ np.arange(256) / counts.sum()),
+        dark=float(np.searchsorted(shares, 0.05)),
+        bright=float(np.searchsorted(shares, 0.95)),
+        clipped=float(counts[_CLIPPED:].sum() / counts.sum()),
+        sharpness=sharpness,
+        noise=noise,
+        colour=float(np.median(small[..., 0].astype(np.int16) - small[..., 2])),
+        small=np.asarray(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY), np.uint8),
+    )
+
+
+def _shrunken(image: UInt8Array, side: int, how: int) -> UInt8Array:
+    height, width = image.shape[:2]
+    factor = side / max(height, width)
+    if factor >= 1:
+        return image
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
+
+
+def _tiles(image: UInt8Array) -> Float32Array:
+    """Grey tiles (n, t, t), evenly over the frame, at full resolution."""
+    height, width = image.shape[:2]
+    tile = min(_TILE, max(16, min(height, width) // 3 // 8 * 8))
+    rows, columns = min(_TILES[0], height // tile), min(_TILES[1], width // tile)
+    if not rows or not columns:
+        return np.empty((0, tile, tile), np.float32)
+    tops = np.linspace(0, height - tile, rows).astype(int)
+    lefts = np.linspace(0, width - tile, columns).astype(int)
+    return np.array(
+        [cv2.cvtColor(image[y : y + tile, x : x + tile], cv2.COLOR_BGR2GRAY) for y in tops for x in lefts], np.float32
+    )
+
+
+def _detail(tiles: Float32Array) -> tuple[float | None, float]:
+    """Sharpness and noise, from the Haar wavelets of grey tiles (n, t, t).
+
+    Noise is the mean absolute diagonal detail of the finest scale (after Donoho & Johnstone 1994, who take the median:
+    that of whole grey levels is too coarse), where a texture has least. Sharpness leaves that scale to the noise.
+    """
+    if not len(tiles):
+        return None, 0.0
+    a, b, c, d = _corners(tiles)
+    diagonal = np.abs(a - b - c + d).mean(axis=(1, 2)) / 2 * math.sqrt(math.pi / 2)
+    noise = float(np.quantile(diagonal, 0.25))
+    mean = (a + b + c + d) / 4
+    energies = []
+    for _ in range(3):
+        a, b, c, d = _corners(mean)
+        mean = (a + b + c + d) / 4
+        energies.append(((a * a + b * b + c * c + d * d) / 4 - mean * mean).mean(axis=(1, 2)))
+    # Of white noise, each scale has a quarter of the one before.
+    share = 0.75 / 4 * noise**2
+    fine = np.maximum(energies[0] - share, 0)
+    coarse = energies[1] + energies[2] - share / 4 - share / 16
+    textured = coarse > 0.5 + share
+    if textured.sum() < min(_MIN_TEXTURED, len(tiles)):
+        return None, noise
+    return float(np.quantile(fine[textured] / coarse[textured], 0.75)), noise
+
+
+def _corners(levels: _Levels) -> tuple[_Levels, _Levels, _Levels, _Levels]:
+    return levels[:, ::2, ::2], levels[:, ::2, 1::2], levels[:, 1::2, ::2], levels[:, 1::2, 1::2]
+
+
+# --- what is healthy ---
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Range(_Model):
+    """Lowest and highest value of good frames."""
+
+    low: float
+    high: float
+
+    @property
+    def span(self) -> float:
+        """From the lowest to the highest."""
+        return self.high - self.low
+
+    def __str__(self) -> str:
+        return f"{self.low:.3g} to {self.high:.3g}"
+
+
+class CameraProfile(_Model):
+    """What good frames look like to the camera rules; part of ``calibration.json``."""
+
+    n: int = Field(ge=1, description="Frames that it was taken from.")
+    frame_height: int | None = Field(default=None, ge=1, description="Null: the frames had several sizes.")
+    frame_width: int | None = Field(default=None, ge=1)
+    brightness: Range
+    dark: Range
+    bright: Range
+    clipped: Range
+    sharpness: Range | None = Field(description="Null: no texture to tell from.")
+    noise: Range
+    colour: Range
+    flicker: float = Field(ge=0, description="Logarithm of the brightness from frame to frame: the usual change.")
+    reference: Annotated[Base64Bytes, Field(max_length=_MAX_REFERENCE)] | None = Field(
+        default=None, description="Mean of the frames, grey, made small: where the landmarks are. Null: there are none."
+    )
+    reference_height: int = Field(default=0, ge=0, le=_SMALL_SIDE)
+    reference_width: int = Field(default=0, ge=0, le=_SMALL_SIDE)
+    likeness: float = Field(default=0, ge=-1, le=1, description="Lowest correlation of a good frame with it.")
+    blind: dict[CameraRule, str] = Field(
+        default_factory=dict, description="Rules that cannot work on this material, and why."
+    )
+
+    @model_validator(mode="after")
+    def _whole_reference(self) -> "CameraProfile":
+        if len(self.reference or b"") != self.reference_height * self.reference_width:
+            raise ValueError("the reference has not as many pixels as reference_height x reference_width")
+        if self.reference is not None and min(self.reference_height, self.reference_width) < 1:
+            raise ValueError("the reference is empty")
+        return self
+
+    @property
+    def landmarks(self) -> UInt8Array | None:
+        """The reference, uint8 (h, w)."""
+        if self.reference is None:
+            return None
+        return np.frombuffer(self.reference, np.uint8).reshape(self.reference_height, self.reference_width)
+
+
+@final
+class ProfileMaker:
+    """Collects good frames, in the order of capture, and makes their profile."""
+
+    def __init__(self) -> None:
+        """Start with no frame."""
+        self._readings: list[Reading] = []
+        self._defocused: list[float | None] = []
+
+    def add(self, image: UInt8Array) -> None:
+        """Measure a good frame, uint8 (H, W, 3), BGR."""
+        self._readings.append(measure(image))
+        defocused = [cv2.GaussianBlur(tile, (0, 0), DEFOCUS) for tile in _tiles(image)]
+        self._defocused.append(_detail(np.array(defocused, np.float32))[0] if defocused else None)
+
+    def make(self) -> CameraProfile:
+        """The profile of the frames so far, at least one."""
+        readings = self._readings
+        sharpness = [reading.sharpness for reading in readings if reading.sharpness is not None]
+        sizes = {reading.size for reading in readings}
+        height, width = sizes.pop() if len(sizes) == 1 else (None, None)
+        profile = CameraProfile(
+            n=len(readings),
+            frame_height=height,
+            frame_width=width,
+            brightness=_range(reading.brightness for reading in readings),
+            dark=_range(reading.dark for reading in readings),
+            bright=_range(reading.bright for reading in readings),
+            clipped=_range(reading.clipped for reading in readings),
+            sharpness=_range(sharpness) if 2 * len(sharpness) >= len(readings) else None,
+            noise=_range(reading.noise for reading in readings),
+            colour=_range(reading.colour for reading in readings),
+            flicker=_flicker_of([reading.brightness for reading in readings]),
+        )
+        blind = dict(_blind(profile))
+        if profile.sharpness is None:
+            blind["camera-blurred"] = "the material has no texture whose sharpness could be measured"
+        elif not _notices_blur(profile, self._defocused):
+            blind["camera-blurred"] = f"a blur of {DEFOCUS:g} pixels is no plainer than the difference of good frames"
+        if height is None:
+            blind["camera-moved"] = blind["camera-size"] = "the good frames have several sizes"
+            return profile.model_copy(update={"blind": blind})
+        reference = np.rint(np.mean([reading.small for reading in readings], axis=0)).astype(np.uint8)
+        likeness = float(np.quantile([_shift(reading.small, reference)[0] for reading in readings], 0.01))
+        with_landmarks = profile.model_copy(
+            update={
+                "reference": reference.tobytes(),
+                "reference_height": reference.shape[0],
+                "reference_width": reference.shape[1],
+                "likeness": likeness,
+            }
+        )
+        why_not = _why_no_landmarks(with_landmarks, readings)
+        if why_not is None:
+            return with_landmarks.model_copy(update={"blind": blind})
+        return profile.model_copy(update={"blind": blind | {"camera-moved": why_not}})
+
+
+DEFOCUS = 2.0
+"""Standard deviation, pixels, of the blur that `station calibrate` tries the sharpness rule with."""
+
+
+def _range(values: Iterable[float]) -> Range:
+    """Nearly all of the values: one odd frame among a hundred must not widen the range for ever."""
+    low, high = np.quantile(list(values), (0.01, 0.99))
+    return Range(low=float(low), high=float(high))
+
+
+def _blind(profile: CameraProfile) -> Iterable[tuple[CameraRule, str]]:
+    if profile.bright.low < _BLACK:
+        words = "good frames are nearly black themselves"
+        yield from (("camera-black", words), ("camera-dark", words))
+    if profile.dark.high + _light_margin(profile.dark) >= _CLIPPED:
+        yield "camera-bright", "good frames are nearly white themselves"
+    if profile.clipped.high > _CLIPPED_SHARE:
+        yield "camera-saturated", "good frames are white themselves"
+    if _colour_sign(profile.colour) == 0:
+        yield "camera-colours", "the material is grey, and a wrong order of colours then changes nothing"
+    if 2 * profile.flicker > math.log(1.5):
+        yield "camera-flicker", "good frames differ as much from one to the next"
+
+
+def _notices_blur(profile: CameraProfile, defocused: Sequence[float | None]) -> bool:
+    values = [value for value in defocused if value is not None]
+    limit = _sharpness_limit(profile, 1.0)
+    return bool(values) and limit is not None and float(np.quantile(values, 0.9)) < limit
+
+
+def _why_no_landmarks(profile: CameraProfile, readings: Sequence[Reading]) -> str | None:
+    """Shift the good frames and see whether that is noticed, and only then."""
+    chosen = readings[:: -(-len(readings) // 100)]
+    if any(_moved(reading, profile, _RELEASE) for reading in chosen):
+        return "good frames themselves do not lie still enough"
+    height, width = chosen[0].small.shape
+    tried = noticed = 0
+    for reading in chosen:
+        for dx, dy in ((3, 0), (-3, 0), (0, 3), (0, -3)):
+            edges = [(max(d, 0), max(-d, 0)) for d in (dy, dx)]
+            shifted = np.pad(reading.small, edges, mode="edge")[: height + max(-dy, 0), : width + max(-dx, 0)]
+            shifted = shifted[max(-dy, 0) :, max(-dx, 0) :]
+            tried += 1
+            noticed += _moved(reading, profile, 1.0, shifted) is not None
+    if noticed < 0.95 * tried:
+        return "nothing in the picture stands still by which a shift could be seen"
+    return None
+
+
+# --- the rules on one frame ---
+
+
+def _light_margin(healthy: Range) -> float:
+    return max(_LIGHT_MARGIN * healthy.high, _RANGE_MARGIN * healthy.span, 8.0)
+
+
+def _light(reading: Reading, profile: CameraProfile | None, margin: float) -> Fault | None:
+    if profile is None:
+        darkest, most, lightest, was = _BLACK, _CLIPPED_SHARE, 255.0, f"brightness {reading.brightness:.0f}"
+    else:
+        darkest = profile.bright.low - margin * min(_light_margin(profile.bright), 0.5 * profile.bright.low)
+        most = profile.clipped.high + margin * 0.5 * (1 - profile.clipped.high)
+        lightest = profile.dark.high + margin * _light_margin(profile.dark)
+        was = f"brightness {reading.brightness:.0f}, healthy {profile.brightness}"
+    if reading.bright < darkest:
+        black = profile is None or reading.bright < max(_BLACK, profile.bright.low / 4)
+        code = "camera-black" if black else "camera-dark"
+        return Fault(code, f"95 % of the picture is darker than {darkest:.0f} of 255 ({was})")
+    if reading.clipped > most:
+        return Fault("camera-saturated", f"{reading.clipped:.0%} of the picture is white ({was})")
+    if reading.dark > lightest:
+        return Fault("camera-bright", f"95 % of the picture is brighter than {lightest:.0f} of 255 ({was})")
+    return None
+
+
+def _colour_sign(healthy: Range) -> int:
+    """1: blue, -1: red, 0: grey or both."""
+    return 1 if healthy.low >= _COLOUR_VISIBLE else -1 if healthy.high <= -_COLOUR_VISIBLE else 0
+
+
+def _colours(reading: Reading, profile: CameraProfile) -> Fault | None:
+    """Blue and red exchanged: the frame lies on the other side of grey, about as far from it as healthy ones."""
+    sign = _colour_sign(profile.colour)
+    nearest, farthest = sorted((abs(profile.colour.low), abs(profile.colour.high)))
+    if sign and 0.5 * nearest <= -sign * reading.colour <= 1.5 * farthest:
+        healthy = "bluish" if sign > 0 else "reddish"
+        return Fault("camera-colours", f"red and blue look exchanged: {healthy} at calibration, the opposite now")
+    return None
+
+
+def _sharpness_limit(profile: CameraProfile, margin: float) -> float | None:
+    if profile.sharpness is None or profile.sharpness.low <= 0:
+        return None
+    span = math.log(profile.sharpness.high / profile.sharpness.low)
+    return profile.sharpness.low * math.exp(-margin * max(_BLUR_MARGIN, _RANGE_MARGIN * span))
+
+
+def _blurred(reading: Reading, profile: CameraProfile, margin: float) -> Fault | None:
+    limit = _sharpness_limit(profile, margin)
+    if limit is None or reading.sharpness is None or reading.sharpness >= limit:
+        return None
+    return Fault("camera-blurred", f"sharpness {reading.sharpness:.2g}, healthy {profile.sharpness}")
+
+
+def _relief(small: UInt8Array) -> Float32Array:
+    """The picture without slow changes of light, which say little of where things are."""
+    values = small.astype(np.float32)
+    return values - cv2.GaussianBlur(values, (0, 0), 6)
+
+
+def _shift(small: UInt8Array, reference: UInt8Array) -> tuple[float, float, int, int]:
+    """Correlation with the reference in place, that of the best shift, and this shift (y, x) in small pixels."""
+    height, width = reference.shape
+    above, left = max(1, height // _MOVED_SEARCH), max(1, width // _MOVED_SEARCH)
+    core = _relief(reference)[above : height - above, left : width - left]
+    if core.size < 64 or float(core.std()) < 0.25:
+        return 0.0, 0.0, 0, 0
+    found = cv2.matchTemplate(_relief(small), core, cv2.TM_CCOEFF_NORMED)
+    y, x = np.unravel_index(int(found.argmax()), found.shape)
+    return float(found[above, left]), float(found[y, x]), int(y) - above, int(x) - left
+
+
+def _moved(reading: Reading, profile: CameraProfile, margin: float, small: UInt8Array | None = None) -> Fault | None:
+    reference = profile.landmarks
+    small = reading.small if small is None else small
+    if reference is None or small.shape != reference.shape:
+        return None
+    in_place, best, y, x = _shift(small, reference)
+    far = max(abs(y), abs(x)) >= _MOVED_BY * margin
+    if not far or best < _MOVED_LIKENESS * profile.likeness or best < in_place + margin * _MOVED_BETTER:
+        return None
+    scale = max(reading.size) / max(small.shape)
+    return Fault(
+        "camera-moved", f"the view lies {x * scale:+.0f}, {y * scale:+.0f} pixels (right, down) from the calibrated one"
+    )
+
+
+# --- the rules on several frames ---
+
+
+def _flicker_of(brightness: Sequence[float]) -> float:
+    """The highest flicker in any window of frames in the order of capture."""
+    logs = np.log(np.maximum(brightness, 8.0))
+    if len(logs) < 2:
+        return 0.0
+    steps = np.abs(np.diff(logs))
+    window = min(_FLICKER_FRAMES - 1, len(steps))
+    return float(np.median(np.lib.stride_tricks.sliding_window_view(steps, window), axis=1).max())
+
+
+@final
+class CameraWatch:
+    """Looks at every frame before it is inspected.
+
+    One thread calls ``check``; ``fault`` and ``reading`` may be read from any.
+
+    Attributes:
+        fault: what is wrong now; None: nothing. Outlives the faulty frame: see ``HealthSettings.recover_after``.
+        reading: of the last frame; None before the first.
+    """
+
+    def __init__(self, profile: CameraProfile | None, settings: HealthSettings) -> None:
+        """Start with a camera that is well.
+
+        Args:
+            profile: of good frames; without it only the rules that need none are at work.
+            settings: which rules, and for how long.
+        """
+        self.fault: Fault | None = None
+        self.reading: Reading | None = None
+        self._profile = profile
+        self._settings = settings
+        self._off = frozenset(settings.ignore) | (profile.blind.keys() if profile else set())
+        self._size = (profile.frame_height, profile.frame_width) if profile and profile.frame_height else None
+        self._before: UInt8Array | None = None
+        self._same = 0  # frames that repeated the one before
+        self._same_since = 0.0
+        self._brightness: deque[float] = deque(maxlen=_FLICKER_FRAMES)
+        self._good = 0  # frames since the last faulty one
+        self._good_since = 0.0
+
+    def check(self, frame: Frame) -> Fault | None:
+        """What makes this frame unfit for inspection; None if nothing does."""
+        self.reading = reading = measure(frame.image)
+        same_for = self._watch_for_repeats(frame)
+        self._brightness.append(reading.brightness)
+        found = self._find(frame, reading, same_for)
+        self._remember(found, frame.monotonic)
+        return found
+
+    def _find(self, frame: Frame, reading: Reading, same_for: float) -> Fault | None:
+        profile = self._profile
+        candidates = [
+            self._wrong_size(frame, reading),
+            Fault("camera-truncated", frame.damage) if frame.damage else None,
+            self._flicker(),
+            _light(reading, profile, self._margin("camera-black", "camera-dark", "camera-saturated", "camera-bright")),
+            self._frozen(same_for),
+        ]
+        if profile is not None:
+            candidates += [
+                _colours(reading, profile),
+                _blurred(reading, profile, self._margin("camera-blurred")),
+                _moved(reading, profile, self._margin("camera-moved")),
+            ]
+        return next((fault for fault in candidates if fault and fault.code not in self._off), None)
+
+    def _margin(self, *codes: str) -> float:
+        return _RELEASE if self.fault and self.fault.code in codes else 1.0
+
+    def _wrong_size(self, frame: Frame, reading: Reading) -> Fault | None:
+        if self._size is None:
+            if frame.name or self._profile:  # files may have any size
+                return None
+            self._size = reading.size
+        if reading.size == self._size:
+            return None
+        (height, width), (wanted_height, wanted_width) = reading.size, self._size
+        return Fault("camera-size", f"{width} x {height} pixels instead of {wanted_width} x {wanted_height}")
+
+    def _watch_for_repeats(self, frame: Frame) -> float:
+        """Seconds for which the camera has sent this very picture."""
+        image, before = frame.image, self._before
+        self._before = image
+        if before is not None and before.shape == image.shape and _equal(image, before) and not frame.name:
+            self._same += 1
+        else:
+            self._same, self._same_since = 0, frame.monotonic
+        return frame.monotonic - self._same_since
+
+    def _frozen(self, same_for: float) -> Fault | None:
+        limit = self._settings.frozen_after
+        if limit is None or self._same < _FROZEN_FRAMES or same_for < limit:
+            return None
+        return Fault("camera-frozen", f"the same picture for {same_for:.0f} s")
+
+    def _flicker(self) -> Fault | None:
+        if self._profile is None or len(self._brightness) < _FLICKER_FRAMES:
+            return None
+        flicker = _flicker_of(self._brightness)
+        if flicker <= self._margin("camera-flicker") * max(_FLICKER, 2 * self._profile.flicker):
+            return None
+        usual = math.expm1(self._profile.flicker)
+        return Fault(
+            "camera-flicker",
+            f"the brightness changes by {math.expm1(flicker):.0%} from frame to frame, usually {usual:.1%}",
+        )
+
+    def _remember(self, found: Fault | None, now: float) -> None:
+        if found is not None:
+            self.fault, self._good = found, 0
+        elif self.fault is not None:
+            if self._good == 0:
+                self._good_since = now
+            self._good += 1
+            if self._good >= _GOOD_FRAMES and now - self._good_since >= self._settings.recover_after:
+                self.fault = None
+
+
+def _equal(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+    return np.array_equal(a[::16], b[::16]) and np.array_equal(a, b)
