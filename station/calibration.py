@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engines.bundle import Bundle
+from station.health.camera import CameraProfile
 from station.settings import JudgeSettings, Roi
 
 Scores = NDArray[np.float64]
@@ -139,6 +140,9 @@ class Calibration(_Model):
     false_alarms: FalseAlarmThreshold
     separation: Separation | None = Field(description="Null without defective frames.")
     warnings: tuple[str, ...] = Field(description="What limits the trust in the threshold, in plain words.")
+    healthy: CameraProfile | None = Field(
+        default=None, description="What good frames look like to the rules that recognise camera faults."
+    )
     good_scores: tuple[float, ...] | None = Field(
         default=None,
         max_length=MAX_KEPT_SCORES,
