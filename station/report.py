@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from html import escape
 
 from station.calibration import Calibration, odds
@@ -21,6 +22,57 @@ class Exhibit:
     name: str
     score: float
     jpeg: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many of some frames would alarm.
+
+    Attributes:
+        what: these frames are.
+        frames: how many there are.
+        before: that score above the threshold of before; None without one.
+        after: that score above the new one.
+    """
+
+    what: str
+    frames: int
+    before: int | None
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a calibration from recent frames changes.
+
+    Attributes:
+        before: threshold in force; None without one.
+        after: the new one.
+        span: when the first and the last of the frames were captured, UTC.
+        tallies: alarms under both.
+        notes: what to think of before it is confirmed.
+    """
+
+    before: float | None
+    after: float
+    span: tuple[datetime, datetime]
+    tallies: tuple[Tally, ...]
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """In plain words."""
+        first, last = self.span
+        old = "none before" if self.before is None else f"{self.before:.5g} before"
+        found = [
+            f"Recent frames of {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC.",
+            f"Threshold: {self.after:.5g}, {old}.",
+        ]
+        for tally in self.tallies:
+            share = 100 / max(1, tally.frames)
+            now = f"{tally.after} ({share * tally.after:.1f} %)"
+            was = "" if tally.before is None else f", before {tally.before} ({share * tally.before:.1f} %)"
+            found.append(f"Of {tally.frames} frames ({tally.what}) would alarm: {now}{was}.")
+        return found
 
 
 def explain(calibration: Calibration) -> list[str]:
@@ -58,7 +110,12 @@ def explain(calibration: Calibration) -> list[str]:
 
 
 def render(
-    calibration: Calibration, charts: Sequence[str], good: Sequence[Exhibit], defect: Sequence[Exhibit], out: str
+    calibration: Calibration,
+    charts: Sequence[str],
+    good: Sequence[Exhibit],
+    defect: Sequence[Exhibit],
+    out: str,
+    change: Change | None = None,
 ) -> str:
     """The report as HTML.
 
@@ -68,6 +125,7 @@ def render(
         good: highest-scoring good frames, highest first.
         defect: lowest-scoring defective frames, lowest first.
         out: path of calibration.json, as the settings would name it.
+        change: for a calibration from recent frames.
     """
     first, *rest = explain(calibration)
     name = escape(calibration.bundle_name)
@@ -78,6 +136,10 @@ def render(
         f"<div class='cards'>{''.join(_card(*card) for card in _cards(calibration))}</div></header>"
     )
     sections = [head]
+    if change is not None:
+        lines = "".join(f"<p>{escape(text)}</p>" for text in change.lines())
+        notes = "".join(f"<li>{escape(text)}</li>" for text in change.notes)
+        sections.append(f"<section class='warn'><h2>What changes</h2>{lines}<ul>{notes}</ul></section>")
     if warnings:
         sections.append(f"<section class='warn'><h2>Before you rely on it</h2><ul>{warnings}</ul></section>")
     sections.append(
@@ -87,7 +149,7 @@ def render(
     )
     sections.append(
         _gallery(
-            "The good frames that score highest",
+            "The good frames that score highest" if change is None else "The recent frames that score highest",
             "Is one of them really a defect? Then take it away and calibrate again: it pushes the threshold up, and "
             "faint defects pass. Is it a glare, a shadow, a hand? Then better light or a tighter region of interest "
             "helps more than any threshold.",

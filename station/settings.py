@@ -247,7 +247,7 @@ class HealthSettings(_Section):
         default=500, ge=100, le=100_000, description="Late frames whose scores are compared with the calibration's."
     )
     drift_every: float = Field(
-        default=2.0,
+        default=5.0,
         ge=0,
         le=3600,
         description="Seconds between two frames of the window, on average; 0 takes every frame. The window should be "

@@ -5,7 +5,7 @@ import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
@@ -37,11 +37,13 @@ from station.calibration import (
 from station.camera import CameraError, Capture, EndOfStream, redact_url
 from station.commands.building import show_building
 from station.commands.files import Inspected, inspect_files, make_progress
+from station.commands.recent import Recent, compare, confirmed, contact_sheet, find_recent, how_to_activate, keep_old
 from station.files import write_file
+from station.health.camera import CameraWatch, ProfileMaker
 from station.heatmap import draw, encode_jpeg
 from station.inspection import Inspector
-from station.report import Exhibit, explain, render
-from station.settings import CameraSettings, JudgeSettings, LogSettings, Roi, load_settings
+from station.report import Change, Exhibit, explain, render
+from station.settings import CameraSettings, HealthSettings, JudgeSettings, LogSettings, Roi, Settings, load_settings
 
 DEFAULT_FALSE_ALARMS = 1e-3
 """What a few hundred good frames can still say something about; see docs/decisions/0002."""
@@ -101,6 +103,19 @@ def calibrate(
             show_default="calibration of --config, else calibration.json",
         ),
     ] = None,
+    from_recent: Annotated[
+        bool,
+        typer.Option("--from-recent", help="Take the good frames that the running station of --config has kept."),
+    ] = False,
+    include_anomalous: Annotated[
+        bool,
+        typer.Option(
+            "--include-anomalous", help="With --from-recent: frames too that were above the threshold of then."
+        ),
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --from-recent: do not ask; the frames have been looked at.")
+    ] = False,
 ) -> None:
     """Set the threshold, from good frames or from good and defective ones.
 
@@ -116,16 +131,24 @@ def calibrate(
     (.html). Ctrl-C while frames come from the camera goes on with those there
     are.
 
+    After drift, --from-recent calibrates on what the station has seen of
+    late: it shows the frames, asks, and keeps the old calibration.
+
     Example: [cyan]station calibrate --bundle bundle --good images/good --false-alarms 1e-4[/]
     """
     logs.set_up(LogSettings(level="warning"))
     console = Console(stderr=True)
     if out is not None and out.suffix != ".json":
         raise typer.BadParameter("must end in .json", param_hint="--out")
-    rate = DEFAULT_FALSE_ALARMS if false_alarms is None else false_alarms
-    if not 0 < rate < 1:
+    if false_alarms is not None and not 0 < false_alarms < 1:
         raise typer.BadParameter("must lie between 0 and 1, such as 1e-3", param_hint="--false-alarms")
+    if from_recent and (config is None or good is not None):
+        raise typer.BadParameter("needs --config FILE and takes the place of --good", param_hint="--from-recent")
+    if (include_anomalous or yes) and not from_recent:
+        raise typer.BadParameter("goes with --from-recent", param_hint="--include-anomalous" if not yes else "--yes")
     plan = _plan(config, bundle, good, defect or [], frames, out)
+    if from_recent:
+        plan = _with_recent(plan, include_anomalous=include_anomalous)
     with show_building(console) as on_progress:
         engine = open_engine(plan.bundle, plan.engine, on_progress)
     try:
@@ -135,18 +158,28 @@ def calibrate(
         with make_progress(console) as progress:
             good_set = _collect_good(plan, inspector, progress)
             defect_set = _collect_files(plan.defect_files, "defective frames", inspector, progress, _Set(-1))
+            calibration = _make(plan, good_set, defect_set, _rate(plan, false_alarms), false_alarms is not None)
+            change, exhibits = None, _exhibits(good_set, calibration.threshold)
+            if plan.recent is not None:
+                change, exhibits = _recent_change(plan.recent, good_set, calibration, inspector, progress)
     finally:
         engine.close()
-    calibration = _make(plan, good_set, defect_set, rate, prefer_rate=false_alarms is not None)
-    for path in _write(plan.out, calibration, good_set, defect_set):
+    files = _render(plan.out, calibration, good_set, defect_set, exhibits, change)
+    if plan.recent is not None and change is not None:
+        _confirm(console, plan.out, files, change, yes=yes)
+    for path, data in files.items():
+        write_file(path, data)
         console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
     _print_result(Console(), calibration)
+    if plan.recent is not None:
+        console.print(escape(how_to_activate(plan.recent.settings)), highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """The command line and the settings, resolved."""
 
+    settings: Settings | None
     bundle: Bundle
     engine: EngineSettings
     judge: JudgeSettings
@@ -157,6 +190,7 @@ class _Plan:
     defect_files: list[Path]
     source: str
     out: Path
+    recent: Recent | None = None
 
 
 @dataclass(slots=True)
@@ -165,17 +199,23 @@ class _Set:
 
     Attributes:
         sign: 1 keeps the highest-scoring frames, -1 the lowest.
+        profile: measures the frames for the camera rules; None: they are not good ones.
     """
 
     sign: int
     scores: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     kept: list[Inspected] = field(default_factory=list)
     asked: int = 0
+    profile: ProfileMaker | None = None
 
     def add(self, found: Inspected) -> None:
         self.scores.append(found.inspection.score)
+        self.names.append(found.name)
         self.sizes[found.inspection.grid.frame_size] += 1
+        if self.profile is not None:
+            self.profile.add(found.image)
         insort(self.kept, found, key=lambda kept: -self.sign * kept.inspection.score)
         del self.kept[EXHIBITS:]
 
@@ -196,6 +236,7 @@ def _plan(
     if config is not None:
         settings = load_settings(config)
         return _Plan(
+            settings=settings,
             bundle=read_bundle(settings.bundle),
             engine=settings.engine,
             judge=settings.judge,
@@ -210,6 +251,7 @@ def _plan(
     if bundle is None or good is None:
         raise typer.BadParameter("--bundle needs --good DIR; only --config knows a camera")
     return _Plan(
+        settings=None,
         bundle=read_bundle(bundle),
         engine=EngineSettings(),
         judge=JudgeSettings(),
@@ -223,6 +265,23 @@ def _plan(
     )
 
 
+def _with_recent(plan: _Plan, *, include_anomalous: bool) -> _Plan:
+    """The plan with the ring's frames in the place of the camera's."""
+    if plan.settings is None:
+        raise ValueError("recent frames belong to a station")
+    recent = find_recent(plan.settings, plan.bundle, include_anomalous=include_anomalous)
+    return replace(plan, camera=None, good_files=[frame.path for frame in recent.used], recent=recent)
+
+
+def _rate(plan: _Plan, given: float | None) -> float:
+    """The false-alarm budget: as given, else that of the calibration that recent frames are to replace."""
+    if given is not None:
+        return given
+    if plan.recent is not None and plan.recent.before is not None:
+        return plan.recent.before.false_alarms.rate
+    return DEFAULT_FALSE_ALARMS
+
+
 def _images(folder: Path) -> list[Path]:
     files = find_images(folder)
     if not files:
@@ -232,13 +291,14 @@ def _images(folder: Path) -> list[Path]:
 
 def _collect_good(plan: _Plan, inspector: Inspector, progress: Progress) -> _Set:
     if plan.camera is None:
-        return _collect_files(plan.good_files, "good frames", inspector, progress, _Set(1))
-    collected = _Set(1, asked=plan.frames)
+        return _collect_files(plan.good_files, "good frames", inspector, progress, _Set(1, profile=ProfileMaker()))
+    collected = _Set(1, asked=plan.frames, profile=ProfileMaker())
     task = progress.add_task("good frames", total=plan.frames)
     # A looping source would hand out the same frames again and again.
     with Capture(plan.camera.model_copy(update={"loop": False})) as capture:
         try:
-            for found in _from_camera(capture, plan.camera, inspector, progress, task):
+            watch = CameraWatch(None, plan.settings.health if plan.settings else HealthSettings())
+            for found in _from_camera(capture, plan.camera, watch, inspector, progress, task):
                 collected.add(found)
                 progress.advance(task)
                 if len(collected.scores) == plan.frames:
@@ -249,7 +309,12 @@ def _collect_good(plan: _Plan, inspector: Inspector, progress: Progress) -> _Set
 
 
 def _from_camera(
-    capture: Capture, settings: CameraSettings, inspector: Inspector, progress: Progress, task: TaskID
+    capture: Capture,
+    settings: CameraSettings,
+    watch: CameraWatch,
+    inspector: Inspector,
+    progress: Progress,
+    task: TaskID,
 ) -> Iterator[Inspected]:
     last = time.monotonic()
     while True:
@@ -257,8 +322,9 @@ def _from_camera(
             frame = capture.get(0.5)
         except EndOfStream:
             return
-        if frame is None:
-            fault = capture.stats.fault
+        found = watch.check(frame) if frame else None
+        if frame is None or found:
+            fault = str(found) if found else capture.stats.fault
             progress.update(task, description=f"good frames ({fault})" if fault else "good frames")
             if time.monotonic() - last > settings.read_timeout + PATIENCE:
                 raise CameraError(f"{redact_url(settings.url)}: {fault or 'no frame'}; given up")
@@ -280,7 +346,7 @@ def _collect_files(files: Sequence[Path], what: str, inspector: Inspector, progr
     return collected
 
 
-def _make(plan: _Plan, good_set: _Set, defect_set: _Set, rate: float, *, prefer_rate: bool) -> Calibration:
+def _make(plan: _Plan, good_set: _Set, defect_set: _Set, rate: float, prefer_rate: bool) -> Calibration:
     good, defect = good_set.array, defect_set.array
     tail, false_alarms = calibrate_good(good, rate)
     separation = calibrate_labelled(good, defect) if defect.size else None
@@ -321,24 +387,61 @@ def _make(plan: _Plan, good_set: _Set, defect_set: _Set, rate: float, *, prefer_
         false_alarms=false_alarms,
         separation=separation,
         warnings=tuple(warnings),
+        healthy=good_set.profile.make() if good_set.profile else None,
         good_scores=thinned(good),
     )
 
 
-def _write(out: Path, calibration: Calibration, good_set: _Set, defect_set: _Set) -> list[Path]:
+def _recent_change(
+    recent: Recent, good_set: _Set, calibration: Calibration, inspector: Inspector, progress: Progress
+) -> tuple[Change, list[Exhibit]]:
+    """What the new threshold changes on recent frames, and the contact sheet of these."""
+    left_out = _Set(1)
+    _collect_files([frame.path for frame in recent.left_out], "frames left out", inspector, progress, left_out)
+    change = compare(recent, good_set.scores, left_out.scores, calibration.threshold)
+    scores = dict(zip(good_set.names + left_out.names, good_set.scores + left_out.scores, strict=True))
+    return change, contact_sheet(recent, scores, change, inspector, progress)
+
+
+def _confirm(console: Console, out: Path, files: dict[Path, bytes], change: Change, *, yes: bool) -> None:
+    """Let somebody see what is about to be written, and keep what it replaces.
+
+    Raises:
+        typer.Exit: it was declined; the calibration is as it was.
+    """
+    proposed = out.with_suffix(".proposed.html")
+    write_file(proposed, files[out.with_suffix(".html")])
+    if not yes and not confirmed(console, change, proposed):
+        console.print(f"Nothing has changed; what was proposed is in {escape(str(proposed))}.", highlight=False)
+        raise typer.Exit(1)
+    if (kept := keep_old(out)) is not None:
+        console.print(f"kept {escape(str(kept))}", highlight=False, soft_wrap=True)
+    proposed.unlink(missing_ok=True)
+
+
+def _render(
+    out: Path,
+    calibration: Calibration,
+    good_set: _Set,
+    defect_set: _Set,
+    good_exhibits: Sequence[Exhibit],
+    change: Change | None,
+) -> dict[Path, bytes]:
+    """The files of the result, the calibration last: without its report it must not be there."""
     drawn = _draw_charts(calibration, good_set.array, defect_set.array)
     report = render(
         calibration,
         drawn,
-        good=_exhibits(good_set, calibration.threshold),
+        good=good_exhibits,
         defect=_exhibits(defect_set, calibration.threshold),
         out=os.fspath(out),
+        change=change,
     )
-    picture, page = out.with_suffix(".svg"), out.with_suffix(".html")
-    write_file(picture, charts.stacked(drawn).encode())
-    write_file(page, report.encode())
-    write_file(out, calibration.model_dump_json(by_alias=True, indent=2).encode() + b"\n")
-    return [out, picture, page]
+    return {
+        out.with_suffix(".svg"): charts.stacked(drawn).encode(),
+        out.with_suffix(".html"): report.encode(),
+        out: calibration.model_dump_json(by_alias=True, indent=2).encode() + b"\n",
+    }
 
 
 def _draw_charts(calibration: Calibration, good: Scores, defect: Scores) -> list[str]:
@@ -376,5 +479,7 @@ def _print_result(console: Console, calibration: Calibration) -> None:
     first, *rest = explain(calibration)
     lines = [f"[bold]{escape(first)}[/]", *map(escape, rest)]
     lines += [f"[yellow]Note:[/] {escape(warning)}" for warning in calibration.warnings]
+    for rule, why in (calibration.healthy.blind if calibration.healthy else {}).items():
+        lines.append(f"Not watched for: {rule}, because {escape(why)}.")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=not console.is_terminal)

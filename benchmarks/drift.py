@@ -1,0 +1,171 @@
+"""How often the drift watch errs, and how long it takes. Figures of docs/decisions/0042.
+
+``python -m benchmarks.drift [--stations 40] [--out benchmarks/results/drift.json]``
+
+Scores are simulated, one per frame of the window; with the default settings a frame of the window is two seconds.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from station.health.drift import DriftWatch
+from station.settings import HealthSettings
+
+Values = NDArray[np.float64]
+Rng = np.random.Generator
+
+SETTINGS = HealthSettings(drift_every=0)  # every simulated score is one of the window
+SECONDS = HealthSettings().drift_every
+WINDOW = SETTINGS.drift_window
+
+
+def gumbel(normal: Values) -> Values:
+    """Scores of Gumbel distribution from standard normal ones: maxima over patches look like that."""
+    uniform = np.clip(0.5 * (1 + np.vectorize(__import__("math").erf)(normal / np.sqrt(2))), 1e-12, 1 - 1e-12)
+    return 100 - 10 * np.log(-np.log(uniform))
+
+
+def wander(n: int, time_constant: float, rng: Rng) -> Values:
+    """(n,), a first-order process of variance 1."""
+    phi = np.exp(-1 / time_constant)
+    steps = rng.normal(0, np.sqrt(1 - phi**2), n)
+    found = np.empty(n)
+    level = rng.normal()
+    for i in range(n):
+        level = phi * level + steps[i]
+        found[i] = level
+    return found
+
+
+def process(n: int, share: float, time_constant: float, rng: Rng) -> Values:
+    """(n,), variance 1: ``share`` of it wanders slowly, the rest is new with every frame."""
+    return np.sqrt(1 - share) * rng.normal(size=n) + np.sqrt(share) * wander(n, time_constant, rng)
+
+
+PROCESSES: dict[str, tuple[float, float]] = {
+    "independent frames": (0.0, 1.0),
+    "20 % of the variance wanders, 20 frames": (0.2, 20.0),
+    "20 % wanders, 500 frames": (0.2, 500.0),
+    "50 % wanders, 20 frames": (0.5, 20.0),
+    "50 % wanders, 500 frames": (0.5, 500.0),
+    "all wanders, 20 frames": (1.0, 20.0),
+}
+
+
+def told(watch: DriftWatch, scores: Values) -> list[str | None]:
+    """Direction after each score."""
+    found = []
+    for score in scores:
+        watch.add(float(score))
+        found.append(watch.health().direction)
+    return found
+
+
+def false_rate(share: float, time_constant: float, n_reference: int, stations: int, rng: Rng) -> dict[str, float]:
+    """No drift at all: how often it is called one, over 20 windows a station."""
+    n, starts, frames_in = 20 * WINDOW, 0, 0
+    for _ in range(stations):
+        # The calibration's frames are from the same line, far enough in the past.
+        watch = DriftWatch(list(gumbel(process(n_reference, share, time_constant, rng))), SETTINGS)
+        states = np.array([state is not None for state in told(watch, gumbel(process(n, share, time_constant, rng)))])
+        starts += int(np.count_nonzero(np.diff(states.astype(int)) == 1))
+        frames_in += int(states.sum())
+    total = stations * n
+    return {
+        "false starts per 30 days": round(starts / total * 30 * 86400 / SECONDS, 2),
+        "share of time": round(frames_in / total, 5),
+    }
+
+
+CHANGES: dict[str, Callable[[Values], Values]] = {
+    "higher by 0.5 σ": lambda x: x + 0.5,
+    "higher by 1 σ": lambda x: x + 1,
+    "higher by 2 σ": lambda x: x + 2,
+    "lower by 1 σ": lambda x: x - 1,
+    "lower by 2 σ": lambda x: x - 2,
+    "σ doubled": lambda x: 2 * x,
+    "σ tripled": lambda x: 3 * x,
+    "rising by 1 σ an hour": lambda x: x + np.arange(x.size) * SECONDS / 3600,
+}
+
+
+def delay(change: Callable[[Values], Values], share: float, time_constant: float, stations: int, rng: Rng) -> dict:
+    """A change after one full window: how many frames until it is told, and what is told."""
+    n, delays, directions = 12 * WINDOW, [], set()
+    for _ in range(stations):
+        watch = DriftWatch(list(gumbel(process(1000, share, time_constant, rng))), SETTINGS)
+        told(watch, gumbel(process(WINDOW, share, time_constant, rng)))
+        states = told(watch, gumbel(change(process(n, share, time_constant, rng))))
+        first = next((i for i, state in enumerate(states) if state is not None), None)
+        if first is not None:
+            delays.append(first + 1)
+            directions.add(states[first])
+    return {
+        "told": round(len(delays) / stations, 3),
+        "median delay, frames": float(np.median(delays)) if delays else None,
+        "90 % within, frames": float(np.quantile(delays, 0.9)) if delays else None,
+        "median delay, minutes": round(float(np.median(delays)) * SECONDS / 60, 1) if delays else None,
+        "as": sorted(directions),
+    }
+
+
+def burst(length: int, stations: int, rng: Rng) -> dict[str, float]:
+    """Nothing but defects for ``length`` frames, then good ones again."""
+    found = 0
+    for _ in range(stations):
+        watch = DriftWatch(list(gumbel(rng.normal(size=1000))), SETTINGS)
+        scores = gumbel(rng.normal(size=3 * WINDOW))
+        scores[WINDOW : WINDOW + length] = 10 * scores.max()
+        found += any(told(watch, scores))
+    return {"minutes": round(length * SECONDS / 60, 1), "called drift": round(found / stations, 3)}
+
+
+def sprinkled(rate: float, stations: int, rng: Rng) -> dict[str, float]:
+    """A share of all frames is defective for good."""
+    found = 0
+    for _ in range(stations):
+        watch = DriftWatch(list(gumbel(rng.normal(size=1000))), SETTINGS)
+        scores = gumbel(rng.normal(size=4 * WINDOW))
+        scores[rng.random(scores.size) < rate] = 10 * scores.max()
+        found += any(told(watch, scores))
+    return {"called drift": round(found / stations, 3)}
+
+
+def main() -> None:
+    """Measure, print, and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stations", type=int, default=40, help="simulated stations per figure")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(arguments.seed)
+    n = arguments.stations
+    kinds = [
+        *(
+            (f"no drift: {name}; {m} good scores", lambda a=a, m=m: false_rate(*a, m, n, rng))
+            for name, a in PROCESSES.items()
+            for m in (60, 264, 1000)
+        ),
+        *(
+            (f"{name}; {p}", lambda c=c, p=p: delay(c, *PROCESSES[p], n, rng))
+            for name, c in CHANGES.items()
+            for p in ("independent frames", "50 % wanders, 20 frames")
+        ),
+        *((f"defects only, {k} frames", lambda k=k: burst(k, n, rng)) for k in (50, 100, 150, 200, 250, 300)),
+        *((f"{r:.0%} of the frames defective", lambda r=r: sprinkled(r, n, rng)) for r in (0.05, 0.2, 0.3, 0.4)),
+    ]
+    results = {name: measure() for name, measure in track(kinds, disable=False)}
+    for name, result in results.items():
+        print(f"{name:75} {result}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"window": WINDOW, "stations": n, **results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
