@@ -130,14 +130,12 @@ class ThresholdStore:
         before = self._override.threshold if self._override else self._base.threshold
         try:
             self._record("set", before, threshold, by, override.at)
-        except OSError as error:
-            raise CommandError(f"threshold-not-kept: {self._folder / LOG}: {error.strerror}") from error
-        try:
             write_file(self._folder / FILE, override.model_dump_json(indent=1).encode() + b"\n")
-        except OutputError as error:
+        except (OSError, OutputError) as error:
             with suppress(OSError):
                 self._record("not set", threshold, before, by)
-            raise CommandError(f"threshold-not-kept: {error}") from error
+            why = f"{self._folder / LOG}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise CommandError(f"threshold-not-kept: {why}") from error
         self._override, self.trouble = override, None
         return override
 
