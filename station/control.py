@@ -7,7 +7,6 @@ hostile. docs/integration.md tells the rules to those who send, docs/decisions/0
 
 import json
 import re
-import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -27,7 +26,6 @@ MAX_PAYLOAD = 4096  # bytes
 MAX_RESPONSE_TOPIC = 1024  # bytes
 MAX_CORRELATION = 1024  # bytes
 REMEMBERED_FOR = 600.0  # seconds; as long the same command again is answered from memory
-MAX_WAITING = 16  # orders between receive() and execute()
 _MINUTE = 60.0
 _COMPLAINT_EVERY = 1.0  # seconds; beyond the limit we answer this often, else a flood made us publish one
 _MAX_ERROR = 300  # characters
@@ -119,8 +117,6 @@ class Control:
         self._received: deque[float] = deque()  # when; of the last minute, at most per_minute
         self._next_complaint = 0.0
         self._unanswered = 0  # of a flood, since the last complaint
-        self._waiting = 0
-        self._counting = threading.Lock()  # guards _waiting
         self._done: OrderedDict[_Key, _Done] = OrderedDict()  # oldest first
 
     def receive(self, message: mqtt.MQTTMessage) -> Order | Answer | None:
@@ -140,14 +136,12 @@ class Control:
         """Do what is ordered, unless it was done already or is too late.
 
         Args:
-            order: from ``receive``; each is to be passed once.
+            order: from ``receive``.
             handlers: by verb; each returns what goes into the reply's ``result``, or raises CommandError.
 
         Returns:
             The answer, in every case.
         """
-        with self._counting:
-            self._waiting -= 1
         try:
             reply = self._recall(order) or self._perform(order, handlers)
         except _RefusedError as error:
@@ -219,10 +213,6 @@ class Control:
         deadline = None if expiry is None else self._clock() + expiry
         order = Order(verb, command, deadline, response_topic, correlation)
         self._demand_in_time(order)
-        with self._counting:
-            if self._waiting >= MAX_WAITING:
-                raise _RefusedError(f"busy: {self._waiting} commands are waiting already", command.id)
-            self._waiting += 1
         return order
 
     # --- both ---

@@ -15,7 +15,6 @@ from station.control import (
     MAX_CORRELATION,
     MAX_PAYLOAD,
     MAX_RESPONSE_TOPIC,
-    MAX_WAITING,
     REMEMBERED_FOR,
     Answer,
     CommandError,
@@ -364,14 +363,6 @@ def test_a_flood_costs_neither_memory_nor_messages() -> None:
     assert answers <= 300 + 600 + 1
     assert len(station.control._done) <= 300
     assert len(station.control._received) <= 30
-
-
-def test_orders_that_nobody_executes_are_bounded() -> None:
-    station = Station(per_minute=600)
-    orders = [station.order(message("pause")) for _ in range(MAX_WAITING)]
-    assert station.refusal(message("pause", b'{"id": "7"}')).startswith("busy: 16 commands are waiting")
-    station.control.execute(orders[0], station.handlers)
-    assert isinstance(station.control.receive(message("pause")), Order)
 
 
 def test_a_message_that_breaks_everything_does_not_end_the_network_thread(station: Station) -> None:
