@@ -15,6 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from pydantic import SecretStr
 
 from station.settings import MqttSettings, SettingsError, TlsSettings
 
@@ -64,12 +65,13 @@ class Connection:
         """Prepare; ``start`` connects.
 
         Raises:
-            SettingsError: a TLS file cannot be used.
+            SettingsError: a TLS file or the password file cannot be used.
         """
         self._settings = settings
         self._client_id = client_id
         self._will = will
         self._tls = _tls_context(settings.tls) if settings.tls is not None else None
+        self._password = _read_password(settings)
         self._protocol = MQTTProtocolVersion.MQTTv311 if settings.protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
         self._unanswered = 0
         self._switches = 0  # of protocol since we were last connected
@@ -142,9 +144,7 @@ class Connection:
         client.connect_timeout = CONNECT_TIMEOUT
         first, longest = RECONNECT_SECONDS
         client.reconnect_delay_set(min(first * 2**self._switches, longest), longest)
-        if self._settings.username is not None or self._settings.password is not None:
-            password = self._settings.password
-            client.username_pw_set(self._settings.username or "", password.get_secret_value() if password else None)
+        client.on_pre_connect = self._on_pre_connect
         if self._tls is not None:
             client.tls_set_context(self._tls)
         if self._will is not None:
@@ -160,7 +160,17 @@ class Connection:
         client.on_disconnect = self._on_disconnect
         client.on_publish = lambda _client, _data, mid, reason, _properties: self.on_published(mid, reason)
         client.on_message = lambda _client, _data, message: self.on_message(message)
+        client.on_subscribe = self._on_subscribe
         return client
+
+    def _on_pre_connect(self, client: mqtt.Client, _data: object) -> None:
+        try:
+            self._password = _read_password(self._settings)
+        except SettingsError as error:  # perhaps it is being replaced
+            self._report(str(error))
+        if self._settings.username is not None or self._password is not None:
+            password = self._password.get_secret_value() if self._password is not None else None
+            client.username_pw_set(self._settings.username or "", password)
 
     def _on_socket_open(self, client: mqtt.Client, _data: object, wire: object) -> None:
         self._answered = False
@@ -238,6 +248,13 @@ class Connection:
             if self._unanswered >= _UNANSWERED_BEFORE_SWITCH and self._may_switch(client):
                 self._switch_protocol("the broker does not answer this version")
 
+    def _on_subscribe(
+        self, _client: mqtt.Client, _data: object, _message_id: int, reasons: list[ReasonCode], _properties: object
+    ) -> None:
+        for reason in reasons:
+            if reason.is_failure:
+                log.error("the broker refuses a subscription; check its access list", reason=str(reason))
+
     def _may_switch(self, client: mqtt.Client) -> bool:
         return client is self._client and self._settings.protocol == "auto"
 
@@ -262,6 +279,17 @@ class Connection:
 def new_properties(packet_type: int) -> Properties:
     """Properties of an MQTT 5 packet, empty."""
     return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+
+
+def _read_password(settings: MqttSettings) -> SecretStr | None:
+    """The password as it is now."""
+    file = settings.password_file
+    if file is None:
+        return settings.password
+    try:
+        return SecretStr(file.read_text(encoding="utf-8").rstrip("\r\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"mqtt.password_file = {file}: cannot be read: {type(error).__name__}") from error
 
 
 def _tls_context(settings: TlsSettings) -> ssl.SSLContext:

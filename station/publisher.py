@@ -1,13 +1,16 @@
 """Sends the station's messages: numbers them, keeps what must arrive, drops what may be dropped.
 
-One thread does all the sending, one message at a time, each until it has left (QoS 0) or was acknowledged (QoS 1):
-so a slow broker holds up this thread only. Alerts wait for it in the outbox, scores in a short queue that
-overflows at its old end.
+One thread does all the sending, a few messages ahead of the broker's acknowledgements: so a slow broker holds up
+this thread only, and a distant one costs a round trip a few messages, not each. Alerts and their pictures wait in
+the outbox, scores in a short queue that overflows at its old end.
 """
 
+import hashlib
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import paho.mqtt.client as mqtt
@@ -15,29 +18,52 @@ import structlog
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+from pydantic import ValidationError
 
 from station.connection import Connection, Will, new_properties
-from station.messages import Alert, Message, Status, alert_image_topic
-from station.outbox import Outbox, Parcel
+from station.messages import Alert, Health, Message, Reply, Status, alert_image_topic, utc_now
+from station.outbox import LOOK_SECONDS, Outbox, Parcel
 from station.settings import MqttSettings
 
 log = structlog.get_logger(__name__)
 
 SCORE_BACKLOG = 1000  # a minute of a fast line; a score that is older has lost its use
+REPLY_BACKLOG = 64  # replies and snapshots; whoever asked has long given up on the oldest
+WINDOW = 16  # messages sent and not acknowledged yet; below paho's own limit of 20
+WINDOW_BYTES = 2**18  # and their size: what is urgent waits behind them on a slow line
+HOLD_SECONDS = 30.0  # before an alert that the broker has refused is offered again
 _GOODBYE_SECONDS = 0.4  # of close(): kept for "stopped" and the DISCONNECT packet
+# Refusals that the broker's administrator can lift: not authorized, quota exceeded.
+_PASSING = (0x87, 0x97)
 
 _Kind = TypeVar("_Kind", bound=Message)
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A parcel on its way.
+
+    Attributes:
+        login: the how-manieth log-in it was sent after. After another one paho sends it again by itself.
+    """
+
+    parcel: Parcel
+    client: mqtt.Client
+    login: int
+
+
 class Publisher:
-    """The station's voice on the broker.
+    """The station's voice on the broker, and its ear for commands.
 
     Attributes:
         connection: to ask whether it stands, and why not.
+        on_command: called with every message on ``cmd/+``, in the network thread: it must be short and must not
+            raise. Set it before ``start``; without it nothing is subscribed to.
         scores_dropped: how many scores a slow or absent broker cost.
     """
 
-    def __init__(self, settings: MqttSettings, topic_prefix: str, client_id: str, session: str) -> None:
+    def __init__(self, settings: MqttSettings, topic_prefix: str, client_id: str, session: str, outbox: Outbox) -> None:
         """Prepare; ``start`` connects.
 
         Args:
@@ -45,9 +71,10 @@ class Publisher:
             topic_prefix: levels before ``status``, ``alert`` …, without the final slash.
             client_id: unique among the broker's clients.
             session: id of this run, for the last will.
+            outbox: keeps alerts and pictures.
 
         Raises:
-            SettingsError: a TLS file cannot be used.
+            SettingsError: a TLS file or the password file cannot be used.
         """
         self._prefix = topic_prefix
         offline = Status(state="offline", session=session)
@@ -55,82 +82,137 @@ class Publisher:
         self.connection.on_connected = self._on_connected
         self.connection.on_disconnected = self._on_disconnected
         self.connection.on_published = self._on_published
+        self.on_command: Callable[[mqtt.MQTTMessage], None] | None = None
         self.scores_dropped = 0
+        self._outbox = outbox
+        self._order = threading.Lock()  # so that seq and the places in the queues agree
         self._seq = 0
-        self._outbox = Outbox()
+        self._latest: dict[str, Parcel] = {}  # by topic, of what only the last counts: retained ones, health
+        self._unsent: set[str] = set()  # topics of _latest that the broker does not have yet
+        self._asked: deque[Parcel] = deque(maxlen=REPLY_BACKLOG)
         self._scores: deque[Parcel] = deque()
-        self._retained: dict[str, Parcel] = {}  # the last of each topic, sent again after every log-in
-        self._unsent: set[str] = set()  # topics of _retained that the broker does not have yet
-        self._acknowledged: dict[int, ReasonCode] = {}
+        self._flights: dict[int, _Flight] = {}  # by message id
+        self._settled: list[tuple[Parcel, ReasonCode]] = []
+        self._early: dict[int, ReasonCode] = {}  # acknowledged before publish() has told us the message id
+        self._logins = 0
+        self._window = WINDOW
         self._max_packet: int | None = None
+        self._refusal: str | None = None
+        self._hold_until = 0.0
         self._closed = False
-        self._changed = threading.Condition()  # guards all of the above
+        self._changed = threading.Condition()  # guards all from _latest on; never held while the outbox writes
         self._thread = threading.Thread(target=self._send_all, name="publish", daemon=True)
 
     def start(self) -> None:
         """Start connecting and sending, in the background."""
+        if self.on_command is not None:
+            self.connection.on_message = self.on_command
         self.connection.start()
         self._thread.start()
 
     def publish(self, message: _Kind) -> _Kind:
         """Number the message and hand it over; never waits for the broker. Returns it as it will be sent."""
-        with self._changed:
+        with self._order:
             self._seq += 1
             numbered = message.model_copy(update={"seq": self._seq})
-            parcel = Parcel(
-                topic=f"{self._prefix}/{message.topic}",
-                payload=numbered.payload(),
-                qos=message.qos,
-                retain=message.retain,
-                expiry=message.expiry,
-                properties=(("schema", message.schema_),),
-            )
-            if message.retain:
-                self._retained[parcel.topic] = parcel
-                self._unsent.add(parcel.topic)
-            elif message.qos == 1:
-                self._outbox.put(parcel)
-            else:
-                self._scores.append(parcel)
-                if len(self._scores) > SCORE_BACKLOG:
-                    self._scores.popleft()
-                    self.scores_dropped += 1
-            self._changed.notify_all()
+            topic = f"{self._prefix}/{message.topic}"
+            if isinstance(numbered, Alert):
+                self._put(topic, numbered)
+                return numbered
+            parcel = _parcel(topic, numbered)
+            with self._changed:
+                if message.retain or isinstance(message, Health):
+                    self._latest[topic] = parcel
+                    self._unsent.add(topic)
+                else:
+                    self._scores.append(parcel)
+                    if len(self._scores) > SCORE_BACKLOG:
+                        self._scores.popleft()
+                        self.scores_dropped += 1
+                self._changed.notify_all()
         return numbered
 
     def publish_image(self, alert_id: str, jpeg: bytes) -> None:
         """Hand over the picture of an alert."""
-        with self._changed:
-            self._outbox.put(
-                Parcel(
-                    topic=f"{self._prefix}/{alert_image_topic(alert_id)}",
-                    payload=jpeg,
-                    qos=1,
-                    content_type="image/jpeg",
-                    expiry=Alert.expiry,
-                    properties=(("alert", alert_id),),
-                )
+        key = f"{alert_id}/image/{hashlib.sha256(jpeg).hexdigest()[:16]}"
+        self._outbox.put(
+            Parcel(
+                topic=f"{self._prefix}/{alert_image_topic(alert_id)}",
+                payload=jpeg,
+                qos=1,
+                content_type="image/jpeg",
+                expiry=Alert.expiry,
+                properties=(("alert", alert_id), ("dedupe_key", key)),
+                key=key,
             )
-            self._changed.notify_all()
+        )
+        self._wake()
+
+    def publish_reply(self, reply: Reply, response_topic: str | None, correlation: bytes | None) -> None:
+        """Answer a command: on the topic that it named, else on ``reply/<verb>``. Lost if we are killed meanwhile."""
+        with self._order:
+            self._seq += 1
+            numbered = reply.model_copy(update={"seq": self._seq})
+            topic = response_topic or f"{self._prefix}/{reply.topic}/{reply.verb}"
+            self._answer(_parcel(topic, numbered, correlation=correlation))
+
+    def publish_volatile_image(self, topic_suffix: str, jpeg: bytes) -> None:
+        """Hand over a picture that somebody asked for. Lost if we are killed meanwhile."""
+        topic = f"{self._prefix}/{topic_suffix}"
+        self._answer(Parcel(topic, jpeg, qos=1, content_type="image/jpeg", expiry=Reply.expiry, properties=()))
+
+    def close_left_open(self) -> None:
+        """Close the alerts that a killed run has told of: their defects have passed while nobody looked.
+
+        The publish thread does it too, for an outbox that comes back late.
+        """
+        for left in self._outbox.left_open():
+            try:
+                alert = Alert.model_validate_json(left.payload)
+            except ValidationError:
+                log.exception("an alert of an earlier run cannot be read and stays open", id=left.id)
+                self._outbox.forget(left)
+                continue
+            with self._order:
+                self._seq += 1
+                closing = {
+                    "seq": self._seq,
+                    "at": utc_now(),
+                    "event": "close",
+                    "dedupe_key": f"{alert.id}/close/{alert.last_frame}",
+                }
+                self._put(left.topic, alert.model_copy(update=closing))
+            log.info("closed an alert that an earlier run left open", id=alert.id)
 
     @property
-    def alerts_dropped(self) -> int:
-        """Alerts and pictures lost because the outbox was full."""
-        return self._outbox.dropped
+    def queued(self) -> dict[str, int]:
+        """What waits for the broker, as ``Health.queued`` names it."""
+        return {"scores": len(self._scores), "outbox": len(self._outbox), "outbox_bytes": self._outbox.bytes}
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """What was lost since the start, as ``Health.dropped`` names it."""
+        outbox = self._outbox
+        return {"scores": self.scores_dropped, "alerts": outbox.dropped_alerts, "images": outbox.dropped_images}
+
+    @property
+    def refusal(self) -> str | None:
+        """That the broker last refused what we sent, ``code: words``; None: it takes it."""
+        return self._refusal
 
     def drain(self, timeout: float) -> bool:
         """Wait until everything handed over has been sent; False if ``timeout`` seconds were not enough."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._waiting() is None, timeout)
+            return self._changed.wait_for(self._is_idle, timeout)
 
     def close(self, last: Status | None, timeout: float) -> int:
         """Send what is left, then the last status, and disconnect; at most ``timeout`` seconds in all.
 
         With None, and where the last status does not get through, we leave without a goodbye: then the broker
-        publishes the last will, ``offline``.
+        publishes the last will, ``offline``. The outbox stays open: it is its owner's to close.
 
         Returns:
-            How many alerts and pictures did not get to the broker.
+            How many alerts and pictures the broker has not got.
         """
         deadline = time.monotonic() + timeout
         self.drain(max(0.0, timeout - _GOODBYE_SECONDS))
@@ -146,84 +228,203 @@ class Publisher:
             self._changed.notify_all()
         if (told and last is not None) or not self.connection.connected:
             self.connection.stop(max(0.0, deadline - time.monotonic()))
+        self._settle()
         return len(self._outbox)
+
+    def _put(self, topic: str, alert: Alert) -> None:
+        key = alert.dedupe_key
+        self._outbox.put(
+            _parcel(topic, alert, ("dedupe_key", key), key=key, alert=alert.id, closes=alert.event == "close")
+        )
+        self._wake()
+
+    def _answer(self, parcel: Parcel) -> None:
+        with self._changed:
+            self._asked.append(parcel)
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     # --- the network thread ---
 
     def _on_connected(self, properties: Properties | None) -> None:
+        client = self.connection.client
         with self._changed:
+            self._logins += 1
             self._max_packet = getattr(properties, "MaximumPacketSize", None)
+            self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
+            # paho sends what it was told with QoS 1 again, unless it was another client, of the other MQTT version.
+            lost = [
+                mid for mid, flight in self._flights.items() if flight.client is not client or not flight.parcel.qos
+            ]
+            for mid in lost:
+                parcel = self._flights.pop(mid).parcel
+                self.scores_dropped += parcel.qos == 0 and parcel.topic not in self._latest
             # Whatever the broker has on record is from before: the last will, or nothing if it has restarted.
-            self._unsent.update(self._retained)
+            self._unsent.update(topic for topic, parcel in self._latest.items() if parcel.retain)
             self._changed.notify_all()
+        if self.on_command is not None:
+            topic = f"{self._prefix}/cmd/+"
+            if client.protocol == mqtt.MQTTv5:  # "as published": so that retained commands can be told and refused
+                client.subscribe(topic, options=SubscribeOptions(qos=1, noLocal=True, retainAsPublished=True))
+            else:
+                client.subscribe(topic, qos=1)
 
     def _on_disconnected(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        self._wake()
 
     def _on_published(self, message_id: int, reason: ReasonCode) -> None:
         with self._changed:
-            self._acknowledged[message_id] = reason
+            flight = self._flights.pop(message_id, None)
+            if flight is not None:
+                self._settled.append((flight.parcel, reason))
+            else:
+                self._early[message_id] = reason
             self._changed.notify_all()
 
     # --- the publish thread ---
 
-    def _waiting(self) -> Parcel | None:
-        """What to send next: the retained, then alerts, then scores."""
-        for topic in self._retained:
-            if topic in self._unsent:
-                return self._retained[topic]
-        return self._outbox.first() or (self._scores[0] if self._scores else None)
-
-    def _next(self) -> Parcel | None:
-        return self._waiting() if self.connection.connected else None
-
     def _send_all(self) -> None:
         while True:
+            self._outbox.tend()
+            self.close_left_open()
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._next() is not None)
+                self._changed.wait_for(lambda: self._closed or self._settled or self._may_send(), LOOK_SECONDS)
                 if self._closed:
                     return
-                parcel = self._next()
-            if parcel is not None and self._send(parcel):
-                self._done(parcel)
+            self._settle()
+            parcel = self._next()
+            if parcel is not None:
+                self._send(parcel)
 
-    def _send(self, parcel: Parcel) -> bool:
-        """Send one parcel; True when it is settled, False when it has to be sent again."""
+    def _is_idle(self) -> bool:
+        return not (
+            self._unsent or self._asked or self._scores or self._flights or self._settled or len(self._outbox) > 0
+        )
+
+    def _may_send(self) -> bool:
+        """Whether something waits and may go now."""
+        flights = self._flights.values()
+        if not self.connection.connected or len(flights) >= self._window:
+            return False
+        if sum(len(flight.parcel.payload) for flight in flights) >= WINDOW_BYTES:
+            return False
+        if any(flight.login != self._logins for flight in flights):
+            return False  # what paho sends again goes first, or the order would be lost
+        if self._asked or self._scores or self._state_to_send() is not None:
+            return True
+        return self._more_in_outbox()
+
+    def _more_in_outbox(self) -> bool:
+        return len(self._outbox) > len(self._sent_keys()) and time.monotonic() >= self._hold_until
+
+    def _sent_keys(self) -> list[str]:
+        """Of the outbox's parcels, those on their way and those that arrived and are not yet let go."""
+        sent = [flight.parcel.key for flight in self._flights.values()] + [parcel.key for parcel, _ in self._settled]
+        return [key for key in sent if key]
+
+    def _state_to_send(self) -> Parcel | None:
+        sent = [flight.parcel for flight in self._flights.values()] + [parcel for parcel, _ in self._settled]
+        for topic, parcel in self._latest.items():
+            if topic in self._unsent and parcel not in sent:
+                return parcel
+        return None
+
+    def _next(self) -> Parcel | None:
+        """What to send next: the state, then answers, then alerts, then scores."""
+        with self._changed:
+            if not self._may_send():
+                return None
+            if (state := self._state_to_send()) is not None:
+                return state
+            if self._asked:
+                return self._asked.popleft()
+            sent = self._sent_keys()
+            more = self._more_in_outbox()
+        if more and (kept := self._outbox.first(sent)) is not None:
+            return kept
+        with self._changed:
+            return self._scores.popleft() if self._scores else None
+
+    def _send(self, parcel: Parcel) -> None:
         client = self.connection.client
         if self._max_packet is not None and len(parcel.payload) + 1024 > self._max_packet:
             log.error("too large for the broker", topic=parcel.topic, bytes=len(parcel.payload), limit=self._max_packet)
-            return True
+            self._outbox.drop(parcel)
+            with self._changed:
+                self._arrived(parcel)
+            return
         with self._changed:
-            self._acknowledged.clear()  # one message at a time: what is left here answers nobody
+            self._early.clear()  # what is left here answers nobody
+            login = self._logins
         info = client.publish(
             parcel.topic, parcel.payload, parcel.qos, parcel.retain, properties=_properties(parcel, client)
         )
-        if info.rc == mqtt.MQTT_ERR_NO_CONN and parcel.qos == 0:
-            return False
         with self._changed:
-            # paho itself sends a QoS 1 message again after a reconnect, and the answer then comes with the same id.
-            self._changed.wait_for(
-                lambda: (
-                    self._closed
-                    or info.mid in self._acknowledged
-                    or self.connection.client is not client
-                    or (parcel.qos == 0 and not self.connection.connected)
-                )
-            )
-            reason = self._acknowledged.pop(info.mid, None)
-        if reason is not None and reason.is_failure:
-            log.error("the broker refuses a message; check its access list", topic=parcel.topic, reason=str(reason))
-        return reason is not None
+            if info.rc == mqtt.MQTT_ERR_NO_CONN and parcel.qos == 0:
+                if parcel.topic not in self._latest:
+                    self._scores.appendleft(parcel)
+            elif info.mid in self._early:
+                self._settled.append((parcel, self._early.pop(info.mid)))
+            else:
+                self._flights[info.mid] = _Flight(parcel, client, login)
 
-    def _done(self, parcel: Parcel) -> None:
+    def _settle(self) -> None:
+        """See to what was acknowledged."""
         with self._changed:
-            if self._retained.get(parcel.topic) is parcel:
-                self._unsent.discard(parcel.topic)
-            if self._scores and self._scores[0] is parcel:
-                self._scores.popleft()
-            self._outbox.done(parcel)
+            settled, self._settled = self._settled, []
+        for parcel, reason in settled:
+            if reason.is_failure:
+                self._refused(parcel, reason)
+            else:
+                if parcel.key:
+                    self._outbox.done(parcel)
+                if parcel.qos:
+                    self._refusal = None
+        with self._changed:
+            for parcel, _ in settled:
+                self._arrived(parcel)
             self._changed.notify_all()
+
+    def _refused(self, parcel: Parcel, reason: ReasonCode) -> None:
+        """The broker has the message and does not want it: an alert waits until it may, anything else goes."""
+        held = bool(parcel.key) and not parcel.is_image and reason.value in _PASSING
+        if not held:
+            self._outbox.drop(parcel)
+        if not held or time.monotonic() >= self._hold_until:
+            log.error("the broker refuses a message; check its access list", topic=parcel.topic, reason=str(reason))
+        if held:
+            self._hold_until = time.monotonic() + HOLD_SECONDS
+        self._refusal = f"broker-refuses: {parcel.topic}: {reason}; check the broker's access list"
+
+    def _arrived(self, parcel: Parcel) -> None:
+        if self._latest.get(parcel.topic) is parcel:
+            self._unsent.discard(parcel.topic)
+
+
+def _parcel(
+    topic: str,
+    message: Message,
+    *properties: tuple[str, str],
+    correlation: bytes | None = None,
+    key: str = "",
+    alert: str = "",
+    closes: bool = False,
+) -> Parcel:
+    return Parcel(
+        topic=topic,
+        payload=message.payload(),
+        qos=message.qos,
+        retain=message.retain,
+        expiry=message.expiry,
+        properties=(("schema", message.schema_), *properties),
+        correlation=correlation,
+        key=key,
+        alert=alert,
+        closes=closes,
+    )
 
 
 def _properties(parcel: Parcel, client: mqtt.Client) -> Properties | None:
@@ -234,5 +435,8 @@ def _properties(parcel: Parcel, client: mqtt.Client) -> Properties | None:
     properties.PayloadFormatIndicator = int(parcel.content_type == "application/json")
     if parcel.expiry is not None:
         properties.MessageExpiryInterval = int(parcel.expiry.total_seconds())
-    properties.UserProperty = list(parcel.properties)
+    if parcel.properties:
+        properties.UserProperty = list(parcel.properties)
+    if parcel.correlation is not None:
+        properties.CorrelationData = parcel.correlation
     return properties

@@ -181,6 +181,11 @@ class MqttSettings(_Section):
     )
     username: str | None = None
     password: SecretStr | None = Field(default=None, description="Better: the credential file mqtt_password.")
+    password_file: Path | None = Field(
+        default=None,
+        description="File that holds the password, read again before every log-in: a password may be changed there "
+        "without a restart.",
+    )
     tls: TlsSettings | None = Field(default=None, description="Null: no TLS.")
     keepalive: int = Field(default=15, ge=2, le=3600, description="Seconds.")
     prefix: str = Field(
@@ -189,6 +194,12 @@ class MqttSettings(_Section):
         pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$",
         description="First levels of every topic, separated by '/'.",
     )
+
+    @model_validator(mode="after")
+    def _one_password(self) -> "MqttSettings":
+        if self.password is not None and self.password_file is not None:
+            raise ValueError("password (or the credential mqtt_password) and password_file: set one of them")
+        return self
 
     @field_validator("host")
     @classmethod
@@ -209,7 +220,12 @@ class OutboxSettings(_Section):
         le=65536,
         description="Bound, MiB. When it is reached pictures go first, then the oldest alerts.",
     )
-    max_age_hours: float = Field(default=72, gt=0, le=8760, description="What is older is dropped, and counted.")
+    max_age_hours: float = Field(
+        default=72,
+        gt=0,
+        le=8760,
+        description="What is older is dropped, and counted. Nothing ages while the station is off.",
+    )
 
 
 CameraRule = Literal[
@@ -397,6 +413,7 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("calibration",),
     ("state",),
     ("engine", "cache"),
+    ("mqtt", "password_file"),
     ("mqtt", "tls", "ca_file"),
     ("mqtt", "tls", "cert_file"),
     ("mqtt", "tls", "key_file"),

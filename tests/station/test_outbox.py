@@ -1,43 +1,36 @@
+"""The outbox on a real disk: order, bounds, restarts, and what becomes of it when the disk fails."""
+
+from pathlib import Path
+
 from station.outbox import Outbox, Parcel
+from station.settings import OutboxSettings
 
 
-def parcel(size: int, content_type: str = "application/json") -> Parcel:
-    return Parcel("t", bytes(size), 1, (), content_type=content_type)
+def parcel(key: str, size: int = 100, *, image: bool = False) -> Parcel:
+    payload = key.encode().ljust(size, b".")
+    return Parcel("t", payload, 1, (), content_type="image/jpeg" if image else "application/json", key=key)
 
 
-def test_first_in_first_out_and_nothing_leaves_before_it_is_done() -> None:
-    outbox = Outbox()
-    a, b = parcel(1), parcel(1)  # equal, but two
-    outbox.put(a)
-    outbox.put(b)
-    assert outbox.first() is a
-    assert outbox.first() is a
-    outbox.done(a)
-    outbox.done(a)
-    assert outbox.first() is b
-    assert len(outbox) == 1
-    outbox.done(b)
-    assert outbox.first() is None
+def drain(outbox: Outbox) -> list[str]:
+    keys = []
+    while (found := outbox.first()) is not None:
+        keys.append(found.key)
+        outbox.done(found)
+    return keys
 
 
-def test_when_full_pictures_go_before_alerts_and_the_oldest_first() -> None:
-    outbox = Outbox(max_bytes=100)
-    old, picture, new = parcel(30), parcel(60, "image/jpeg"), parcel(30)
-    for held in (old, picture, new):
-        outbox.put(held)
-    assert outbox.dropped == 1
-    assert outbox.first() is old
-    outbox.put(parcel(50))
-    assert outbox.dropped == 2
-    assert outbox.first() is new
-    outbox.done(picture)  # what was dropped meanwhile may still be reported as done
-    assert len(outbox) == 2
-
-
-def test_the_room_of_what_is_done_is_free_again() -> None:
-    outbox = Outbox(max_bytes=100)
-    for _ in range(50):
-        held = parcel(60)
-        outbox.put(held)
-        outbox.done(held)
-    assert outbox.dropped == 0
+def test_first_in_first_out_across_a_restart(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, OutboxSettings())
+    for number in range(5):
+        outbox.put(parcel(f"k{number}"))
+    first = outbox.first()
+    assert first is not None
+    outbox.done(first)
+    outbox.close()
+    outbox = Outbox(tmp_path, OutboxSettings())
+    outbox.put(parcel("k5"))
+    assert len(outbox) == 5
+    assert outbox.trouble is None
+    assert drain(outbox) == ["k1", "k2", "k3", "k4", "k5"]
+    assert (len(outbox), outbox.bytes) == (0, 0)
+    outbox.close()

@@ -17,8 +17,9 @@ from structlog.testing import capture_logs
 
 from station.connection import Connection
 from station.messages import Alert, Rectangle, Score, Status
+from station.outbox import Outbox
 from station.publisher import SCORE_BACKLOG, Publisher
-from station.settings import MqttSettings, SettingsError, TlsSettings
+from station.settings import MqttSettings, OutboxSettings, SettingsError, TlsSettings
 from tests.support.mosquitto import HOST, Mosquitto, Subscriber, free_port
 
 PREFIX = "station/v1/s/l/n"
@@ -52,7 +53,8 @@ def alert(event: str, number: int = 1) -> Alert:
 
 
 def make(port: int, **settings) -> Publisher:
-    return Publisher(MqttSettings(host=HOST, port=port, **settings), PREFIX, "test-station", "abc")
+    outbox = Outbox(None, OutboxSettings())
+    return Publisher(MqttSettings(host=HOST, port=port, **settings), PREFIX, "test-station", "abc", outbox)
 
 
 @pytest.fixture
