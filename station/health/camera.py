@@ -11,7 +11,7 @@ them: one that would not notice its fault on this material, or would fire withou
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, final
 
 import cv2
@@ -19,18 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 
-from engines.engine import Float32Array, UInt8Array
+from engines.engine import UInt8Array
 from station.frames import Frame
+from station.health.landmarks import RELEASE, Landmarks, moved, why_no_landmarks
+from station.health.reading import CLIPPED, SMALL_SIDE, Reading, detail, measure, tiles_of
 from station.settings import CameraRule, HealthSettings
-
-# --- what is measured ---
-
-_SAMPLE_SIDE = 480  # longer side of the sample that levels are taken from, pixels
-_SMALL_SIDE = 128  # longer side of the picture that is compared with the reference
-_TILE = 64  # pixels, a multiple of 16; sharpness and noise are taken from tiles at full resolution
-_TILES = (4, 6)  # rows, columns
-_MIN_TEXTURED = 3  # tiles that sharpness needs
-_CLIPPED = 250  # grey level from which a pixel is as bright as the sensor goes
 
 # --- when a rule fires ---
 
@@ -40,16 +33,11 @@ _LIGHT_MARGIN = 0.25  # of the healthy level
 _BLUR_MARGIN = math.log(1.5)
 _RANGE_MARGIN = 0.5  # of the healthy range, if that is more
 _COLOUR_VISIBLE = 4.0  # grey levels between blue and red; less is noise
-_MOVED_BY = 2  # pixels of the small picture: 1/64 of the longer side
-_MOVED_SEARCH = 8  # the shift is looked for within 1/8 of either side
-_MOVED_BETTER = 0.15  # correlation that the shift must gain
-_MOVED_LIKENESS = 0.7  # of the lowest healthy correlation
 _FLICKER_FRAMES = 12
 _FLICKER = math.log(1.04)
 _FROZEN_FRAMES = 3
-_RELEASE = 0.5  # a fault ends where this part of the margin is kept, so that it does not flap
 _GOOD_FRAMES = 5  # in a row that end a fault
-_MAX_REFERENCE = _SMALL_SIDE**2
+_MAX_REFERENCE = SMALL_SIDE**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,109 +54,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.code}: {self.words}"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reading:
-    """What one frame measures. Levels are grey values, 0..255.
-
-    Attributes:
-        size: height and width of the frame.
-        brightness: mean.
-        dark: 5 % of the pixels are darker.
-        bright: 5 % of the pixels are brighter.
-        clipped: share of the pixels at the upper end of the scale.
-        sharpness: detail of 4 to 8 pixels beside that of 8 to 32, in the sharpest quarter of the frame; None where
-            there is no texture to tell from.
-        noise: standard deviation of the finest detail, in the smoothest quarter of the frame.
-        colour: blue minus red, median.
-        small: uint8 (h, w), grey, 128 pixels on the longer side.
-    """
-
-    size: tuple[int, int]
-    brightness: float
-    dark: float
-    bright: float
-    clipped: float
-    sharpness: float | None
-    noise: float
-    colour: float
-    small: UInt8Array = field(repr=False)
-
-
-def measure(image: UInt8Array) -> Reading:
-    """Measure a frame, uint8 (H, W, 3), BGR; about half a millisecond for 1920 x 1080."""
-    height, width = image.shape[:2]
-    sample = _shrunken(image, _SAMPLE_SIDE, cv2.INTER_NEAREST)
-    grey = np.asarray(cv2.cvtColor(sample, cv2.COLOR_BGR2GRAY), np.uint8)
-    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel()
-    shares = counts.cumsum() / counts.sum()
-    few = _shrunken(sample, _SMALL_SIDE, cv2.INTER_NEAREST)
-    sharpness, noise = _detail(_tiles(image))
-    return Reading(
-        size=(height, width),
-        brightness=float(counts @ np.arange(256) / counts.sum()),
-        dark=float(np.searchsorted(shares, 0.05)),
-        bright=float(np.searchsorted(shares, 0.95)),
-        clipped=float(counts[_CLIPPED:].sum() / counts.sum()),
-        sharpness=sharpness,
-        noise=noise,
-        colour=float(np.median(few[..., 0].astype(np.int16) - few[..., 2])),
-        small=_shrunken(grey, _SMALL_SIDE, cv2.INTER_AREA),
-    )
-
-
-def _shrunken(image: UInt8Array, side: int, how: int) -> UInt8Array:
-    height, width = image.shape[:2]
-    factor = side / max(height, width)
-    if factor >= 1:
-        return image
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(cv2.resize(image, size, interpolation=how), np.uint8)
-
-
-def _tiles(image: UInt8Array) -> Float32Array:
-    """Grey tiles (n, t, t), evenly over the frame, at full resolution."""
-    height, width = image.shape[:2]
-    tile = min(_TILE, max(16, min(height, width) // 3 // 16 * 16))
-    rows, columns = min(_TILES[0], height // tile), min(_TILES[1], width // tile)
-    if not rows or not columns:
-        return np.empty((0, tile, tile), np.float32)
-    tops = np.linspace(0, height - tile, rows).astype(int)
-    lefts = np.linspace(0, width - tile, columns).astype(int)
-    return np.array(
-        [cv2.cvtColor(image[y : y + tile, x : x + tile], cv2.COLOR_BGR2GRAY) for y in tops for x in lefts], np.float32
-    )
-
-
-def _detail(tiles: Float32Array) -> tuple[float | None, float]:
-    """Sharpness and noise, from the Haar wavelets of grey tiles (n, t, t).
-
-    Noise is the mean absolute diagonal detail of the finest scale (after Donoho & Johnstone 1994, who take the median:
-    that of whole grey levels is too coarse), where a texture has least. Sharpness leaves that scale to the noise.
-    """
-    if not len(tiles):
-        return None, 0.0
-    n, side = tiles.shape[:2]
-    stacked = tiles.reshape(n * side, side)
-    across = stacked[:, ::2] - stacked[:, 1::2]
-    diagonal = np.abs(across[::2] - across[1::2]).reshape(n, -1).mean(axis=1) / 2 * math.sqrt(math.pi / 2)
-    noise = float(np.quantile(diagonal, 0.25))
-    # What a scale holds is what the squares lose when each 2 x 2 pixels become their mean.
-    squares = []
-    for _ in range(4):
-        side //= 2
-        stacked = np.asarray(cv2.resize(stacked, (side, n * side), interpolation=cv2.INTER_AREA), np.float32)
-        squares.append((stacked * stacked).reshape(n, -1).mean(axis=1, dtype=np.float64))
-    energies = -np.diff(squares, axis=0)
-    # Of white noise, each scale has a quarter of the one before.
-    share = 0.75 / 4 * noise**2
-    fine = np.maximum(energies[0] - share, 0)
-    coarse = energies[1] + energies[2] - share / 4 - share / 16
-    textured = coarse > 0.5 + share
-    if textured.sum() < min(_MIN_TEXTURED, n):
-        return None, noise
-    return float(np.quantile(fine[textured] / coarse[textured], 0.75)), noise
 
 
 # --- what is healthy ---
@@ -210,8 +95,8 @@ class CameraProfile(_Model):
     reference: Annotated[Base64Bytes, Field(max_length=_MAX_REFERENCE)] | None = Field(
         default=None, description="Mean of the frames, grey, made small: where the landmarks are. Null: there are none."
     )
-    reference_height: int = Field(default=0, ge=0, le=_SMALL_SIDE)
-    reference_width: int = Field(default=0, ge=0, le=_SMALL_SIDE)
+    reference_height: int = Field(default=0, ge=0, le=SMALL_SIDE)
+    reference_width: int = Field(default=0, ge=0, le=SMALL_SIDE)
     likeness: float = Field(default=0, ge=-1, le=1, description="Lowest correlation of a good frame with it.")
     blind: dict[CameraRule, str] = Field(
         default_factory=dict, description="Rules that cannot work on this material, and why."
@@ -245,8 +130,8 @@ class ProfileMaker:
     def add(self, image: UInt8Array) -> None:
         """Measure a good frame, uint8 (H, W, 3), BGR."""
         self._readings.append(measure(image))
-        defocused = [cv2.GaussianBlur(tile, (0, 0), DEFOCUS) for tile in _tiles(image)]
-        self._defocused.append(_detail(np.array(defocused, np.float32))[0] if defocused else None)
+        defocused = [cv2.GaussianBlur(tile, (0, 0), DEFOCUS) for tile in tiles_of(image)]
+        self._defocused.append(detail(np.array(defocused, np.float32))[0] if defocused else None)
 
     def make(self) -> CameraProfile:
         """The profile of the frames so far, at least one."""
@@ -275,20 +160,22 @@ class ProfileMaker:
         if height is None:
             blind["camera-moved"] = blind["camera-size"] = "the good frames have several sizes"
             return profile.model_copy(update={"blind": blind})
-        reference = np.rint(np.mean([reading.small for reading in readings], axis=0)).astype(np.uint8)
-        likeness = float(np.quantile([_shift(reading.small, reference)[0] for reading in readings], 0.01))
-        with_landmarks = profile.model_copy(
+        pictures = [reading.small for reading in readings]
+        reference = np.rint(np.mean(pictures, axis=0)).astype(np.uint8)
+        landmarks = Landmarks(reference)
+        likeness = float(np.quantile([landmarks.shift(small)[0] for small in pictures], 0.01))
+        why_not = why_no_landmarks(pictures, landmarks, likeness)
+        if why_not is not None:
+            return profile.model_copy(update={"blind": blind | {"camera-moved": why_not}})
+        return profile.model_copy(
             update={
                 "reference": reference.tobytes(),
                 "reference_height": reference.shape[0],
                 "reference_width": reference.shape[1],
                 "likeness": likeness,
+                "blind": blind,
             }
         )
-        why_not = _why_no_landmarks(with_landmarks, readings)
-        if why_not is None:
-            return with_landmarks.model_copy(update={"blind": blind})
-        return profile.model_copy(update={"blind": blind | {"camera-moved": why_not}})
 
 
 DEFOCUS = 2.0
@@ -305,7 +192,7 @@ def _blind(profile: CameraProfile) -> Iterable[tuple[CameraRule, str]]:
     if profile.bright.low < _BLACK:
         words = "good frames are nearly black themselves"
         yield from (("camera-black", words), ("camera-dark", words))
-    if profile.dark.high + _light_margin(profile.dark) >= _CLIPPED:
+    if profile.dark.high + _light_margin(profile.dark) >= CLIPPED:
         yield "camera-bright", "good frames are nearly white themselves"
     if profile.clipped.high > _CLIPPED_SHARE:
         yield "camera-saturated", "good frames are white themselves"
@@ -319,25 +206,6 @@ def _notices_blur(profile: CameraProfile, defocused: Sequence[float | None]) -> 
     values = [value for value in defocused if value is not None]
     limit = _sharpness_limit(profile, 1.0)
     return bool(values) and limit is not None and float(np.quantile(values, 0.9)) < limit
-
-
-def _why_no_landmarks(profile: CameraProfile, readings: Sequence[Reading]) -> str | None:
-    """Shift the good frames and see whether that is noticed, and only then."""
-    chosen = readings[:: -(-len(readings) // 100)]
-    if any(_moved(reading, profile, _RELEASE) for reading in chosen):
-        return "good frames themselves do not lie still enough"
-    height, width = chosen[0].small.shape
-    tried = noticed = 0
-    for reading in chosen:
-        for dx, dy in ((3, 0), (-3, 0), (0, 3), (0, -3)):
-            edges = [(max(d, 0), max(-d, 0)) for d in (dy, dx)]
-            shifted = np.pad(reading.small, edges, mode="edge")[: height + max(-dy, 0), : width + max(-dx, 0)]
-            shifted = shifted[max(-dy, 0) :, max(-dx, 0) :]
-            tried += 1
-            noticed += _moved(reading, profile, 1.0, shifted) is not None
-    if noticed < 0.95 * tried:
-        return "nothing in the picture stands still by which a shift could be seen"
-    return None
 
 
 # --- the rules on one frame ---
@@ -395,39 +263,6 @@ def _blurred(reading: Reading, profile: CameraProfile, margin: float) -> Fault |
     return Fault("camera-blurred", f"sharpness {reading.sharpness:.2g}, healthy {profile.sharpness}")
 
 
-def _relief(small: UInt8Array) -> Float32Array:
-    """The picture without slow changes of light, which say little of where things are."""
-    values = small.astype(np.float32)
-    return values - cv2.GaussianBlur(values, (0, 0), 6)
-
-
-def _shift(small: UInt8Array, reference: UInt8Array) -> tuple[float, float, int, int]:
-    """Correlation with the reference in place, that of the best shift, and this shift (y, x) in small pixels."""
-    height, width = reference.shape
-    above, left = max(1, height // _MOVED_SEARCH), max(1, width // _MOVED_SEARCH)
-    core = _relief(reference)[above : height - above, left : width - left]
-    if core.size < 64 or float(core.std()) < 0.25:
-        return 0.0, 0.0, 0, 0
-    found = cv2.matchTemplate(_relief(small), core, cv2.TM_CCOEFF_NORMED)
-    y, x = np.unravel_index(int(found.argmax()), found.shape)
-    return float(found[above, left]), float(found[y, x]), int(y) - above, int(x) - left
-
-
-def _moved(reading: Reading, profile: CameraProfile, margin: float, small: UInt8Array | None = None) -> Fault | None:
-    reference = profile.landmarks
-    small = reading.small if small is None else small
-    if reference is None or small.shape != reference.shape:
-        return None
-    in_place, best, y, x = _shift(small, reference)
-    far = max(abs(y), abs(x)) >= _MOVED_BY * margin
-    if not far or best < _MOVED_LIKENESS * profile.likeness or best < in_place + margin * _MOVED_BETTER:
-        return None
-    scale = max(reading.size) / max(small.shape)
-    return Fault(
-        "camera-moved", f"the view lies {x * scale:+.0f}, {y * scale:+.0f} pixels (right, down) from the calibrated one"
-    )
-
-
 # --- the rules on several frames ---
 
 
@@ -465,6 +300,8 @@ class CameraWatch:
         self._settings = settings
         self._off = frozenset(settings.ignore) | (profile.blind.keys() if profile else set())
         self._size = (profile.frame_height, profile.frame_width) if profile and profile.frame_height else None
+        landmarks = profile.landmarks if profile else None
+        self._landmarks = Landmarks(landmarks) if landmarks is not None else None
         self._before: UInt8Array | None = None
         self._same = 0  # frames that repeated the one before
         self._same_since = 0.0
@@ -494,12 +331,12 @@ class CameraWatch:
             candidates += [
                 _colours(reading, profile),
                 _blurred(reading, profile, self._margin("camera-blurred")),
-                _moved(reading, profile, self._margin("camera-moved")),
+                self._moved(reading, profile),
             ]
         return next((fault for fault in candidates if fault and fault.code not in self._off), None)
 
     def _margin(self, *codes: str) -> float:
-        return _RELEASE if self.fault and self.fault.code in codes else 1.0
+        return RELEASE if self.fault and self.fault.code in codes else 1.0
 
     def _wrong_size(self, frame: Frame, reading: Reading) -> Fault | None:
         if self._size is None:
@@ -526,6 +363,16 @@ class CameraWatch:
         if limit is None or self._same < _FROZEN_FRAMES or same_for < limit:
             return None
         return Fault("camera-frozen", f"the same picture for {same_for:.0f} s")
+
+    def _moved(self, reading: Reading, profile: CameraProfile) -> Fault | None:
+        if self._landmarks is None:
+            return None
+        shift = moved(reading.small, self._landmarks, profile.likeness, self._margin("camera-moved"))
+        if shift is None:
+            return None
+        scale = max(reading.size) / max(reading.small.shape)
+        right, down = round(scale * shift[1]), round(scale * shift[0])
+        return Fault("camera-moved", f"the view has shifted by {right:+} pixels to the right and {down:+} down")
 
     def _flicker(self) -> Fault | None:
         if self._profile is None or len(self._brightness) < _FLICKER_FRAMES:

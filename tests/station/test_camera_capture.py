@@ -128,7 +128,7 @@ def test_a_read_that_hangs_is_a_fault_and_holds_nobody_up() -> None:
         assert capture.stats.fault is None
         clock.now += 2.1
         assert capture.get(0) is None
-        assert capture.stats.fault == "no frame for 7 s"
+        assert capture.stats.fault == "camera-stalled: no frame for 7 s"
         capture.stop(timeout=0.01)  # returns, with the read still under way
         with pytest.raises(EndOfStream, match="stopped"):
             capture.get(0)

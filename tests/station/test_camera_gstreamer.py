@@ -93,7 +93,7 @@ def test_a_pipeline_that_hangs_blocks_nobody_and_the_process_ends() -> None:
 with capture("{silent} ! rtpjpegdepay ! jpegdec ! videoconvert ! video/x-raw,format=BGR ! appsink") as camera:
     while camera.stats.fault is None:
         assert camera.get(0.01) is None
-    assert camera.stats.fault == "no frame for 1 s", camera.stats
+    assert camera.stats.fault == "camera-stalled: no frame for 1 s", camera.stats
 """)
 
 

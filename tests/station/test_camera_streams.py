@@ -73,7 +73,7 @@ def test_mjpeg_that_falls_silent_is_a_fault_until_it_speaks_again() -> None:
         camera.stall()
         stats = wait_for(capture, says("sent no frame for 1 s", "no answer for 1 s"))
         assert not stats.connected
-        assert str(stats.fault).startswith("no frame for")
+        assert str(stats.fault).startswith("camera-stalled: no frame for")
         camera.resume()
         assert wait_for(capture, is_well).reconnects >= 1
         assert camera.connections >= 2
