@@ -58,17 +58,18 @@ prepare() {
   return 0
 }
 
-build() { # into $new
+build() { # into $new; returns false where it fails, as `set -e` does not hold in a condition
   if [ -e /etc/nv_tegra_release ]; then
-    "$python" "$here/jetson/install.py" --prefix "$new" --source "$source"
+    "$python" "$here/jetson/install.py" --prefix "$new" --source "$source" || return
   else
-    "$python" -m venv "$new" || fail "$python has no venv; on Debian and Ubuntu: apt-get install python3-venv"
-    "$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$source${extras:+[$extras]}"
+    "$python" -m venv "$new" || { echo "$python has no venv; on Debian and Ubuntu: apt-get install python3-venv" >&2; return 1; }
+    "$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$source${extras:+[$extras]}" || return
   fi
-  "$new/bin/station" --version
-  cp "$here/systemd/station@.service" "$new/station@.service"
+  "$new/bin/station" --version || return
+  cp "$here/systemd/station@.service" "$new/station@.service" || return
   # The stations' user must be able to read it, whatever the umask of who installs.
-  chmod -R go+rX "$new"
+  chmod -R go+rX "$new" || return
+  touch "$new/.complete"
 }
 
 switch_to() { # a version's folder
@@ -124,11 +125,10 @@ install_it() {
   new=$versions/$(date -u +%Y%m%dT%H%M%SZ)
   while [ -e "$new" ]; do new=$new+; done
   before=$(readlink "$prefix" || true)
-  if ! (build); then
+  if ! build; then
     rm -rf "$new"
     fail "nothing was changed${before:+: $before stays in place}"
   fi
-  touch "$new/.complete"
   stations=
   if have_systemd; then stations=$(running); fi
   switch_to "$new"
