@@ -22,7 +22,6 @@ import cv2
 import numpy as np
 import structlog
 
-from engines.engine import UInt8Array
 from engines.files import write_whole
 from station.frames import Frame
 from station.settings import HealthSettings
@@ -62,8 +61,7 @@ class RecentFrame:
 
 
 class _Offer(NamedTuple):
-    image: UInt8Array
-    captured_at: datetime
+    frame: Frame
     score: float
     anomalous: bool
 
@@ -137,7 +135,7 @@ class RecentFrames:
         if not self._bound or now < self._next:
             return
         try:
-            self._offers.put_nowait(_Offer(frame.image, frame.captured_at, score, anomalous))
+            self._offers.put_nowait(_Offer(frame, score, anomalous))
         except queue.Full:
             return
         # Irregular times, so that a line that repeats itself is not always met at the same place.
@@ -158,11 +156,12 @@ class RecentFrames:
 
     def _write_all(self) -> None:
         while (offer := self._offers.get()) is not None:
-            self._try_to_write(offer)
+            self.keep(offer.frame, offer.score, anomalous=offer.anomalous)
 
-    def _try_to_write(self, offer: _Offer) -> None:
+    def keep(self, frame: Frame, score: float, *, anomalous: bool) -> None:
+        """Write a frame now, in this thread; for the ring's own, and where there is none."""
         try:
-            self._write(offer)
+            self._write(frame, score, anomalous=anomalous)
         except (OSError, cv2.error, MemoryError) as error:
             self._complain(error)
             return
@@ -170,9 +169,9 @@ class RecentFrames:
             log.info("recent frames are kept again", folder=str(self._folder))
             self._trouble = None
 
-    def _write(self, offer: _Offer) -> None:
+    def _write(self, frame: Frame, score: float, *, anomalous: bool) -> None:
         ring = self._opened()
-        ok, encoded = cv2.imencode(".png", offer.image, _PNG)
+        ok, encoded = cv2.imencode(".png", frame.image, _PNG)
         if not ok:
             raise OSError(errno.EINVAL, "OpenCV could not encode the frame as PNG")
         data = encoded.tobytes()
@@ -182,11 +181,11 @@ class RecentFrames:
             ring[0].path.unlink(missing_ok=True)
             self._bytes -= ring.popleft().size
         self._last_number += 1
-        at = offer.captured_at.astimezone(timezone.utc)
-        mark = "!" if offer.anomalous else ""
-        path = self._folder / f"{self._last_number:010}_{at.strftime(_TIME)}_{offer.score:.6g}{mark}.png"
+        at = frame.captured_at.astimezone(timezone.utc)
+        mark = "!" if anomalous else ""
+        path = self._folder / f"{self._last_number:010}_{at.strftime(_TIME)}_{score:.6g}{mark}.png"
         write_whole(path, data, mode=0o600)
-        ring.append(RecentFrame(path, self._last_number, at, offer.score, offer.anomalous, len(data)))
+        ring.append(RecentFrame(path, self._last_number, at, score, anomalous, len(data)))
         self._bytes += len(data)
 
     def _opened(self) -> deque[RecentFrame]:
