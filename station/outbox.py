@@ -128,7 +128,8 @@ class Outbox:
         self._lock = threading.Lock()
         self._memory = _Store(None)
         self._disk: _Store | None = None  # all in it is older than what is in memory
-        self._copied = False  # whether what the file holds was copied to memory when the disk failed
+        self._copied: set[str] = set()  # keys that were copied from the file to memory when the disk failed
+        self._recorded: set[str] = set()  # ids of the open alerts in the file when the disk failed
         self._open: dict[str, OpenAlert] = {}  # of this run
         self._left_open: dict[str, OpenAlert] = {}  # by earlier runs
         self._failure: str | None = None  # why there is no disk
@@ -172,11 +173,6 @@ class Outbox:
             if self._closed or not self._make_room(parcel):
                 self._count(image=parcel.is_image)
                 return
-            if parcel.closes:
-                self._open.pop(parcel.alert, None)
-                self._left_open.pop(parcel.alert, None)
-            elif parcel.alert:
-                self._open[parcel.alert] = OpenAlert(parcel.alert, parcel.topic, parcel.payload)
             if self._disk is not None and not len(self._memory):
                 try:
                     self._disk.check()
@@ -186,8 +182,10 @@ class Outbox:
                 except _FAILURES as error:
                     self._lose_disk(error)
                 else:
+                    self._note(parcel)
                     return
             self._memory.put(parcel)
+            self._note(parcel)
             self._move()
 
     def first(self, but: Collection[str] = ()) -> Parcel | None:
@@ -217,7 +215,8 @@ class Outbox:
 
     def left_open(self) -> tuple[OpenAlert, ...]:
         """Alerts that an earlier run told of and could not close; each until a parcel that closes it is put."""
-        return tuple(self._left_open.values())
+        with self._lock:
+            return tuple(self._left_open.values())
 
     def forget(self, alert: OpenAlert) -> None:
         """Leave an alert open: nobody can make a closing message of it any more."""
@@ -260,6 +259,13 @@ class Outbox:
             self._disk, self._closed = None, True
 
     # --- all below: under the lock ---
+
+    def _note(self, parcel: Parcel) -> None:
+        if parcel.closes:
+            self._open.pop(parcel.alert, None)
+            self._left_open.pop(parcel.alert, None)
+        elif parcel.alert:
+            self._open[parcel.alert] = OpenAlert(parcel.alert, parcel.topic, parcel.payload)
 
     def _delete(self, key: str) -> bool:
         if self._closed:
@@ -332,7 +338,8 @@ class Outbox:
         except _FAILURES as error:
             self._without_disk(error)
             return
-        self._disk, self._copied, self._pause = store, False, RETRY_SECONDS[0]
+        self._disk, self._pause = store, RETRY_SECONDS[0]
+        self._copied, self._recorded = set(), set()
         if self._failure is not None:
             log.info("the outbox is on disk again", file=str(self._path), in_memory=len(self._memory))
         self._failure = None
@@ -340,14 +347,15 @@ class Outbox:
     def _reconcile(self, store: "_Store") -> None:
         """Bring the file that is back to what happened meanwhile; what memory holds beyond it is moved later."""
         with store.writing(durable=True):
-            if self._copied:
-                for key in store.keys() - self._memory.keys():
-                    store.delete(key)  # the broker has it by now
-            else:
-                self._left_open |= {alert.id: alert for alert in store.open_alerts() if alert.id not in self._open}
+            for key in self._copied - self._memory.keys():
+                store.delete(key)  # the broker has it by now
+            for alert in store.open_alerts():
+                if alert.id not in self._open and alert.id not in self._recorded:
+                    self._left_open[alert.id] = alert
             self._record_open_alerts(store)
-        for key in store.keys():  # noqa: SIM118 - no dict
-            self._memory.delete(key)
+        for key in self._copied:
+            if store.holds(key):
+                self._memory.delete(key)
 
     def _record_open_alerts(self, store: "_Store") -> None:
         for alert in store.open_alerts():
@@ -388,11 +396,11 @@ class Outbox:
         before = min(self._memory.first_row(), 1) - _ROWS
         for row, parcel, age in disk.rows():
             self._memory.put(parcel, age, before + row)
+            self._copied.add(parcel.key)
             saved += 1
         disk.close()
-        self._copied = True
+        self._recorded = {*self._open, *self._left_open}
         if isinstance(error, _VanishedError) or _is_damage(error):
-            self._copied = False  # it will be another file
             try:
                 self._move_aside(error, f"; {saved} of {count} waiting messages could be read")
             except OSError as second:
@@ -587,6 +595,9 @@ class _Store:
         found = self._execute("SELECT key, image FROM parcels WHERE created < ?", limit)
         return [(key, bool(image)) for key, image in found]
 
+    def holds(self, key: str) -> bool:
+        return self._execute("SELECT 1 FROM parcels WHERE key = ?", key).fetchone() is not None
+
     def keys(self) -> set[str]:
         return {key for [key] in self._execute("SELECT key FROM parcels")}
 
@@ -624,9 +635,13 @@ class _Store:
 
     def vacuum(self) -> None:
         """Give the room of a long absence of the broker back, once all has been delivered."""
-        if self._count == 0 and self._execute("PRAGMA freelist_count").fetchone()[0] > _VACUUM_PAGES:
-            self._execute("PRAGMA incremental_vacuum").fetchall()
-            self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if (
+            self._count == 0
+            and self._database is not None
+            and self._execute("PRAGMA freelist_count").fetchone()[0] > _VACUUM_PAGES
+        ):
+            # Not execute(): it takes one step of it, which frees one page.
+            self._database.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _read(self, row: int) -> tuple[Parcel, float]:
         found = self._execute(
@@ -674,15 +689,17 @@ def _is_damage(error: Exception) -> bool:
 
 def _explain(error: Exception, path: Path | None) -> str:
     """In words; SQLite says "disk I/O error" to much that the file system knows better."""
-    with suppress(OSError):
-        if path is not None:
-            disk = os.statvfs(path.parent)
-            if disk.f_flag & os.ST_RDONLY:
-                return "the disk is read-only"
-            if disk.f_bavail == 0:
+    if path is not None:
+        try:
+            if os.statvfs(path.parent).f_bavail == 0:
                 return "disk full"
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except FileNotFoundError:
+            pass
+        except OSError as said:
+            return f"cannot be written: {said.strerror}"
     if isinstance(error, OSError):
-        return f"cannot be opened: {error.strerror}"
+        return f"cannot be written: {error.strerror}"
     if "locked" in str(error):
-        return "another program holds the file; does a second daemon use this state folder?"
+        return "another program holds the file"
     return str(error)
