@@ -29,9 +29,9 @@ from station.settings import CameraRule, HealthSettings
 
 _BLACK = 16.0  # grey level: darker is nothing but noise
 _CLIPPED_SHARE = 0.9  # without a profile
-_LIGHT_MARGIN = 0.25  # of the healthy level
+_LIGHT_MARGIN = 0.2  # of the healthy level
 _BLUR_MARGIN = math.log(1.5)
-_RANGE_MARGIN = 0.5  # of the healthy range, if that is more
+_RANGE_MARGIN = 0.25  # of the healthy range, if that is more
 _COLOUR_VISIBLE = 4.0  # grey levels between blue and red; less is noise
 _FLICKER_FRAMES = 12
 _FLICKER = math.log(1.04)

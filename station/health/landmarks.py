@@ -23,19 +23,27 @@ class Landmarks:
 
     def __init__(self, reference: UInt8Array) -> None:
         """Take the reference, uint8 (h, w), as landmarks."""
-        height, width = self._shape = reference.shape
-        self._above, self._left = max(1, height // _MOVED_SEARCH), max(1, width // _MOVED_SEARCH)
+        self._shape = height, width = reference.shape
+        self._reach = max(1, height // _MOVED_SEARCH), max(1, width // _MOVED_SEARCH)
         relief = _relief(reference)
-        self._core = relief[self._above : height - self._above, self._left : width - self._left]
-        self._flat = self._core.size < 64 or float(self._core.std()) < 0.25
+        self._norm = float(np.linalg.norm(relief))
+        self._spectrum = np.fft.rfft2(relief).conj()
 
     def shift(self, small: UInt8Array) -> tuple[float, float, int, int]:
-        """Correlation of a small picture in place, that of its best shift, and this shift (y, x) in small pixels."""
-        if self._flat or small.shape != self._shape:
+        """Correlation of a small picture in place, that of its best shift, and this shift (y, x) in small pixels.
+
+        All shifts at once by the correlation theorem; what a shift pushes out at one side comes in at the other,
+        which for shifts as small as these costs little correlation.
+        """
+        if small.shape != self._shape:
             return 0.0, 0.0, 0, 0
-        found = cv2.matchTemplate(_relief(small), self._core, cv2.TM_CCOEFF_NORMED)
-        y, x = np.unravel_index(int(found.argmax()), found.shape)
-        return float(found[self._above, self._left]), float(found[y, x]), int(y) - self._above, int(x) - self._left
+        relief = _relief(small)
+        found = np.fft.irfft2(np.fft.rfft2(relief) * self._spectrum, self._shape)
+        found /= max(self._norm * float(np.linalg.norm(relief)), 1e-6)
+        down, right = self._reach
+        near = np.roll(found, self._reach, (0, 1))[: 2 * down + 1, : 2 * right + 1]
+        y, x = np.unravel_index(int(near.argmax()), near.shape)
+        return float(found[0, 0]), float(near[y, x]), int(y) - down, int(x) - right
 
 
 def _relief(small: UInt8Array) -> Float32Array:

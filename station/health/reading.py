@@ -78,7 +78,7 @@ def _shrunken(image: UInt8Array, side: int, how: int) -> UInt8Array:
 def tiles_of(image: UInt8Array) -> Float32Array:
     """Grey tiles (n, t, t), evenly over the frame, at full resolution."""
     height, width = image.shape[:2]
-    tile = min(_TILE, max(16, min(height, width) // 3 // 16 * 16))
+    tile = min(_TILE, max(32, min(height, width) // 3 // 16 * 16))
     rows, columns = min(_TILES[0], height // tile), min(_TILES[1], width // tile)
     if not rows or not columns:
         return np.empty((0, tile, tile), np.float32)
@@ -90,10 +90,10 @@ def tiles_of(image: UInt8Array) -> Float32Array:
 
 
 def detail(tiles: Float32Array) -> tuple[float | None, float]:
-    """Sharpness and noise, from the Haar wavelets of grey tiles (n, t, t).
+    """Sharpness and noise of grey tiles (n, t, t).
 
-    Noise is the mean absolute diagonal detail of the finest scale (after Donoho & Johnstone 1994, who take the median:
-    that of whole grey levels is too coarse), where a texture has least. Sharpness leaves that scale to the noise.
+    Noise is the mean absolute diagonal Haar detail of the finest scale (after Donoho & Johnstone 1994, who take the
+    median: that of whole grey levels is too coarse), where a texture has least. Sharpness leaves that scale to it.
     """
     if not len(tiles):
         return None, 0.0
@@ -102,15 +102,15 @@ def detail(tiles: Float32Array) -> tuple[float | None, float]:
     across = stacked[:, ::2] - stacked[:, 1::2]
     diagonal = np.abs(across[::2] - across[1::2]).reshape(n, -1).mean(axis=1) / 2 * math.sqrt(math.pi / 2)
     noise = float(np.quantile(diagonal, 0.25))
-    # What a scale holds is what the squares lose when each 2 x 2 pixels become their mean.
-    squares = []
-    for _ in range(4):
+    # Detail of a scale: what differs from its surroundings. A slope, which survives every blur, differs in nothing.
+    energies = []
+    for _ in range(3):
         side //= 2
         stacked = np.asarray(cv2.resize(stacked, (side, n * side), interpolation=cv2.INTER_AREA), np.float32)
-        squares.append((stacked * stacked).reshape(n, -1).mean(axis=1, dtype=np.float64))
-    energies = -np.diff(squares, axis=0)
-    # Of white noise, each scale has a quarter of the one before.
-    share = 0.75 / 4 * noise**2
+        inner = (stacked - cv2.blur(stacked, (3, 3))).reshape(n, side, side)[:, 1:-1, 1:-1]
+        energies.append((inner * inner).reshape(n, -1).mean(axis=1, dtype=np.float64))
+    # Of white noise, each scale has a quarter of the one before; 1/9 of it is its own surroundings.
+    share = 8 / 9 / 4 * noise**2
     fine = np.maximum(energies[0] - share, 0)
     coarse = energies[1] + energies[2] - share / 4 - share / 16
     textured = coarse > 0.5 + share
