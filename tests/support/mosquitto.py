@@ -51,18 +51,22 @@ class Mosquitto:
         self.port = free_port()
         self._log = folder / "mosquitto.log"
         self._config = folder / "mosquitto.conf"
+        self._passwords = folder / "passwords"
         # Started by root, mosquitto becomes another user, who may not read the test's files.
         lines = [f"listener {self.port} {HOST}", f"user {getpass.getuser()}", *options]
         if users:
-            file = folder / "passwords"
-            file.touch(mode=0o600)
-            for name, password in users.items():
-                subprocess.run([need("mosquitto_passwd"), "-b", file, name, password], check=True)
-            lines += ["allow_anonymous false", f"password_file {file}"]
+            self.set_passwords(users)
+            lines += ["allow_anonymous false", f"password_file {self._passwords}"]
         else:
             lines.append("allow_anonymous true")
         self._config.write_text("\n".join(lines) + "\n")
         self._process: subprocess.Popen[bytes] | None = None
+
+    def set_passwords(self, users: dict[str, str]) -> None:
+        """From the next start on."""
+        self._passwords.touch(mode=0o600)
+        for name, password in users.items():
+            subprocess.run([need("mosquitto_passwd"), "-b", self._passwords, name, password], check=True)
 
     def start(self) -> None:
         with self._log.open("ab") as log:
@@ -87,6 +91,13 @@ class Mosquitto:
         """Stop it in its tracks: connections stand, nothing is answered."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
+
+    def stop(self) -> None:
+        """Ask it to end: with ``persistence true`` it then saves what its subscribers have not got yet."""
+        assert self._process
+        self._process.terminate()
+        self._process.wait(20)
+        self._process = None
 
     def kill(self) -> None:
         if self._process is not None:
