@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench quality docs clean
+.PHONY: help run test lint bench quality faults soak docs clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,12 @@ bench: $(VENV)/.dev  ## Speed of the bundled engine on this machine
 
 quality: $(VENV)/.dev  ## Detection quality of the bundled engine on the demo's line, over many seeds
 	$(BIN)/python benchmarks/demo_line.py
+
+faults: $(VENV)/.dev $(VENV)/.system  ## Inject every fault into running stations: one line each, injected, expected, seen
+	STATION_FAULT_KILLS=$${STATION_FAULT_KILLS:-50} $(BIN)/python -m pytest tests/faults -q --no-header $(PYTEST_ARGS)
+
+soak: $(VENV)/.dev $(VENV)/.system  ## Endurance: ten minutes at full speed, then a week of frames; half an hour and more
+	$(BIN)/python -m benchmarks.soak
 
 docs: $(VENV)/.dev  ## Write the pages that are made from the code
 	$(BIN)/python docs/make_settings.py

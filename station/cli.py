@@ -19,13 +19,14 @@ from station.commands import bench, calibrate, check, demo, engine, inspect, run
 from station.demo.textures import DemoError
 from station.files import OutputError
 from station.settings import SettingsError
+from station.state import StateError
 
 EXIT_ERROR = 1
 EXIT_SETTINGS = 78  # EX_CONFIG of sysexits.h; the systemd unit does not restart on it
 EXIT_INTERRUPTED = 130
 
 # What a user can cause and mend: told in one line. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (EngineError, ImageError, CameraError, CalibrationError, OutputError, DemoError)
+USER_ERRORS = (EngineError, ImageError, CameraError, CalibrationError, OutputError, DemoError, StateError)
 
 TRY, SET_UP, OPERATE, MEASURE = "Try it", "Set up", "Operate", "Measure"
 

@@ -1,127 +1,144 @@
 """The daemon: capture thread → inspect thread → publish thread, and the main thread that watches over them.
 
-Capture and publisher bring their threads and bounded hand-overs along. The inspect thread opens the engine and
-alone uses it: some back ends tie a device context to a thread. The main thread wakes a few times a second to
-see how the parts do, and to tell that to the broker and to systemd.
+Capture, inspection and publisher bring their threads and bounded hand-overs along. The main thread wakes a few
+times a second to see how they do, tells that to the broker and to systemd, and carries commands out.
 """
 
-import logging
 import queue
 import signal
-import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
 from types import FrameType
-from typing import Literal
 
+import paho.mqtt.client as mqtt
 import structlog
 
-from engines.bundle import Bundle, read_bundle
-from engines.engine import EngineInfo
-from engines.opening import open_engine
-from engines.tiling import Tiler
+from engines.bundle import read_bundle
+from engines.errors import EngineError
 from station import __version__, systemd
-from station.calibration import Calibration, load_calibration
-from station.camera import CameraError, Capture, EndOfStream, redact_url
-from station.frames import Frame, Inspection
+from station.announce import info_message
+from station.calibration import CalibrationError
+from station.camera import CameraError, Capture, redact_url
+from station.control import Answer, CommandError, Control, Handler, Order, Result
+from station.health.camera import CameraWatch
+from station.health.drift import DriftWatch
+from station.health.metrics import Figures, MetricsServer
+from station.health.vitals import StageWindow, resident_bytes, temperatures
 from station.heatmap import draw, encode_jpeg
-from station.inspection import Inspector
-from station.judge import AlertEvent, AlertTracker
-from station.messages import Alert, Info, Rectangle, Score, Status, alert_image_topic
+from station.inspecting import InspectThread, Surroundings
+from station.judge import find_regions
+from station.messages import (
+    CameraHealth,
+    Command,
+    Health,
+    SetThreshold,
+    Status,
+    Verb,
+    snapshot_topic,
+    utc_now,
+)
 from station.publisher import Publisher
-from station.settings import Settings
+from station.recent import RecentFrames
+from station.settings import Settings, SettingsError
+from station.state import StateFolder
+from station.supervision import State, Supervision
+from station.thresholds import ThresholdStore
+from station.verdict import read_verdict
 
 log = structlog.get_logger(__name__)
 
 TICK = 0.2  # seconds between two looks at the parts
-STATUS_LINE_EVERY = 2.0  # seconds; systemd's STATUS=
-REASON_REFRESH = 30.0  # seconds before the same state with new words ("no frame for 35 s") is published again
 LOG_EVERY = 60.0  # seconds; a sign of life in the log
 STOP_SECONDS = 1.4  # from the signal on; two are promised, and a busy machine takes its share
 DRAIN_SECONDS = 10.0  # at the end of a file or folder there is no hurry: every alert should arrive
-_EXTEND_MICROSECONDS = 30_000_000
+RECENT = "recent"  # folder of recent frames, in the state folder
 _END = "the source is over"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The threshold that frames are judged by, and where it comes from."""
-
-    threshold: float
-    calibration: Calibration | None
-
-    @property
-    def median_good(self) -> float | None:
-        """Median score of good frames; None without a calibration."""
-        return self.calibration.good.median if self.calibration else None
-
-    @property
-    def calibrated_at(self) -> datetime | None:
-        """When the threshold was calibrated; None for one from the settings."""
-        return self.calibration.created_at if self.calibration else None
-
-
-def read_verdict(settings: Settings, bundle: Bundle) -> Verdict:
-    """The threshold from the settings, else from the calibration.
-
-    Raises:
-        CalibrationError: the file is missing, damaged or was made for another bundle.
-    """
-    calibration = load_calibration(settings.calibration, bundle, settings.judge) if settings.calibration else None
-    threshold = settings.judge.threshold
-    if threshold is None and calibration is not None:
-        threshold = calibration.threshold
-    if threshold is None:
-        raise ValueError("neither judge.threshold nor a calibration")  # Settings refuses this
-    return Verdict(threshold, calibration)
-
-
-def make_tiler(settings: Settings, bundle: Bundle) -> Tiler:
-    """The tiler for this bundle and the camera's region of interest."""
-    roi = settings.camera.roi
-    return Tiler(bundle.manifest.preprocessing, roi.box if roi else None)
-
-
-class _BuildStoppedError(Exception):
-    """The station is to stop while an engine is being built."""
+_FAILED = "inspection failed"
+_RELOAD = "reload"
 
 
 class Daemon:
-    """One station at work. ``run`` returns when the source is over or ``stop`` was called."""
+    """One station at work. ``run`` returns when the source is over, ``stop`` was called or new settings are to hold."""
 
-    def __init__(self, settings: Settings, notifier: systemd.Notifier) -> None:
+    def __init__(
+        self, settings: Settings, notifier: systemd.Notifier, state: StateFolder, reread: Callable[[], Settings]
+    ) -> None:
         """Read bundle and calibration and make the parts; nothing runs yet.
+
+        Args:
+            settings: of the station.
+            notifier: the line to systemd.
+            state: the station's state folder, held open by the caller.
+            reread: the settings as they are now, for a reload.
 
         Raises:
             BundleError, CalibrationError, CameraError, SettingsError: what the parts cannot use.
         """
         self._settings = settings
         self._notifier = notifier
+        self._state = state
+        self._reread = reread
         self._bundle = read_bundle(settings.bundle)
-        self._verdict = read_verdict(settings, self._bundle)
+        verdict = read_verdict(settings, self._bundle)
+        calibration = verdict.calibration
         self._session = uuid.uuid4().hex
         self._capture = Capture(settings.camera)
-        self._publisher = Publisher(settings.mqtt, settings.topic_prefix, settings.client_id, self._session)
-        self._tracker = AlertTracker(settings.alerts, self._verdict.threshold, self._verdict.median_good)
-        self._inspect_thread = threading.Thread(target=self._inspect_all, name="inspect", daemon=True)
-        self._wake: queue.SimpleQueue[str] = queue.SimpleQueue()  # its put() is safe in a signal handler
-        self._stopping = threading.Event()
-        self._engine_info: EngineInfo | None = None
-        self._failure: Exception | None = None
-        self._inspected = 0  # frames
-        self._building: str | None = None  # what is done of a TensorRT plan, in words
-        self._build_steps = 0
-        self._last_score = 0.0
-        self._frame_size: tuple[int, int] | None = None
-        self._supervision = _Supervision()
-        self._reporting = threading.Lock()
+        self._publisher = Publisher(
+            settings.mqtt, settings.topic_prefix, settings.client_id, self._session, state.outbox
+        )
+        self._publisher.on_command = self._on_command
+        self._control = Control(settings.commands)
+        self._camera = CameraWatch(calibration.healthy if calibration else None, settings.health)
+        self._drift = DriftWatch(calibration.good_scores if calibration else None, settings.health)
+        self._stages = StageWindow()
+        self._recent = RecentFrames(state.folder / RECENT, settings.health)
+        build = {"version": __version__, "bundle": self._bundle.manifest.name}
+        self._metrics = MetricsServer(settings.metrics, self._figures, build)
+        self._thresholds = ThresholdStore(state.folder)
+        override = self._thresholds.load(verdict.threshold, verdict.source)
+        self._inspect = InspectThread(
+            settings,
+            self._bundle,
+            replace(verdict, threshold=override.threshold) if override else verdict,
+            Surroundings(
+                self._capture,
+                self._publisher,
+                self._camera,
+                self._drift,
+                self._stages,
+                self._recent,
+                self._metrics,
+            ),
+            # In its thread and not at the next look: subscribers learn of the station before its scores.
+            on_first=lambda: self._report("online", (), time.monotonic()),
+            on_end=lambda: self._wake.put(_FAILED if self._inspect.failure else _END),
+        )
+        self._supervision = Supervision(notifier, self._session, self._publisher.publish)
+        # Why to stop, or a command to carry out; its put() is safe in a signal handler.
+        self._wake: queue.SimpleQueue[str | Order] = queue.SimpleQueue()
+        self._pause: str | None = None  # since when and by whom
+        self._successor: Daemon | None = None
+        self._started = self._next_health = self._next_log = time.monotonic()
+        self._frames_at_health = 0
+        self._fps: float | None = None
+
+    @property
+    def successor(self) -> "Daemon | None":
+        """Who takes over after a reload."""
+        return self._successor
 
     def stop(self, why: str) -> None:
         """Make ``run`` return; may be called from a signal handler or another thread."""
         self._wake.put(why)
+        if self._successor is not None:
+            self._successor.stop(why)
+
+    def reload(self) -> None:
+        """Read the settings again and make ``run`` return for the successor; with bad settings just go on."""
+        self._wake.put(_RELOAD)
 
     def run(self) -> bool:
         """Work until stopped or the source is over.
@@ -139,262 +156,303 @@ class Daemon:
             station=self._settings.topic_prefix,
             session=self._session,
             bundle=self._bundle.manifest.name,
-            threshold=self._verdict.threshold,
+            threshold=self._inspect.verdict.threshold,
             camera=redact_url(self._settings.camera.url),
         )
         self._notifier.notify(STATUS="opening engine and camera")
+        self._started = time.monotonic()
+        self._next_health = self._started + self._settings.health.interval
+        self._next_log = self._started + LOG_EVERY
         self._capture.start()
+        self._publisher.close_left_open()
         self._publisher.start()
-        self._inspect_thread.start()
+        self._recent.start()
+        self._metrics.start()
+        self._inspect.start()
         return self._shut_down(self._watch_over())
 
-    # --- main thread ---
+    # --- the main thread ---
 
     def _watch_over(self) -> str:
         why = None
         while why is None:
             with suppress(queue.Empty):
-                why = self._wake.get(timeout=TICK)
+                why = self._obey(self._wake.get(timeout=TICK))
             self._look()  # also at the end: a short folder may be over before the first look
         return why
 
+    def _obey(self, wish: str | Order) -> str | None:
+        """Carry out what is wished; returns why to stop, if so."""
+        if isinstance(wish, Order):
+            self._answer(self._control.execute(wish, self._handlers()))
+        elif wish == _RELOAD:
+            try:
+                self._do_reload(Command(by="SIGHUP"))
+            except CommandError as error:
+                log.warning("not reloaded; going on as before", reason=str(error))
+        else:
+            return wish
+        return _RELOAD if self._successor else None
+
     def _look(self) -> None:
         """See how the parts do; tell the broker and systemd."""
-        watch, now = self._supervision, time.monotonic()
-        fault = self._capture.stats.fault
-        state: Literal["online", "degraded"] | None = "degraded" if fault else "online" if self._inspected else None
-        if state is not None:
-            self._report(state, (f"camera: {fault}",) if fault else (), now)
-        if state == "online" and not watch.ready:
-            watch.ready = True
-            self._notifier.notify(READY=1)
-        work = self._inspected + self._build_steps
-        # Proof of life is a frame inspected, a step of the engine's build, or a state that says why there is none and
-        # that was reported. A timer alone would prove that this loop runs and nothing else.
-        if (work > watch.work_at_ping or state == "degraded") and now >= watch.next_ping:
-            watch.work_at_ping = work
-            if not watch.ready:
-                self._notifier.notify(EXTEND_TIMEOUT_USEC=_EXTEND_MICROSECONDS)
-            elif self._notifier.watchdog_seconds is not None:
-                self._notifier.notify(WATCHDOG=1)
-            watch.next_ping = now + (self._notifier.watchdog_seconds or 20.0) / 4
-        if now >= watch.next_status_line:
-            self._notifier.notify(STATUS=self._describe(state, fault))
-            watch.next_status_line = now + STATUS_LINE_EVERY
-        if now >= watch.next_log:
-            watch.next_log = now + LOG_EVERY
-            log.info("at work", **self._figures())
+        now = time.monotonic()
+        starved = self._capture.stats.fault
+        fault = starved or self._camera.fault
+        troubles = (fault, self._pause, self._state.outbox.trouble, self._publisher.refusal, self._thresholds.trouble)
+        reasons = tuple(str(trouble) for trouble in troubles if trouble)
+        if reasons or self._inspect.frames:
+            self._report("degraded" if reasons else "online", reasons, now)
+        self._supervision.feed(self._inspect.steps, now, starved=starved is not None)
+        self._supervision.describe(self._describe, now)
+        if now >= self._next_health:
+            self._publisher.publish(self._health(now))
+            self._next_health = now + self._settings.health.interval
+        if now >= self._next_log:
+            self._next_log = now + LOG_EVERY
+            log.info("at work", **self._totals())
 
-    def _report(self, state: Literal["online", "degraded"], reasons: tuple[str, ...], now: float) -> None:
-        watch = self._supervision
-        with self._reporting:
-            if state == watch.state and (reasons == watch.reasons or now < watch.next_reason):
-                return
-            changed = state != watch.state
-            watch.state, watch.reasons, watch.next_reason = state, reasons, now + REASON_REFRESH
-            self._publisher.publish(Status(state=state, reasons=reasons, session=self._session))
-            if changed:
-                log.log(
-                    logging.WARNING if state == "degraded" else logging.INFO, "status", state=state, reasons=reasons
-                )
-                self._publish_info()
+    def _report(self, state: State, reasons: tuple[str, ...], now: float) -> None:
+        if self._supervision.report(state, reasons, now):
+            self._publish_info()
 
-    def _describe(self, state: str | None, fault: str | None) -> str:
-        broker = self._publisher.connection
+    def _publish_info(self) -> None:
+        if (engine := self._inspect.engine) is not None:
+            last = self._inspect.last
+            size = last[0].image.shape[:2] if last else None
+            self._publisher.publish(
+                info_message(self._settings, self._bundle, engine, self._inspect.verdict, self._session, size)
+            )
+
+    def _describe(self) -> str:
+        broker, inspect = self._publisher.connection, self._inspect
+        score = self._last_score()
         return "; ".join(
             (
-                f"{state or self._building or 'starting'}{f' ({fault})' if fault else ''}",
-                f"{self._inspected} frames",
-                f"last score {self._last_score:.4g} of {self._verdict.threshold:.4g}",
+                ", ".join((self._supervision.state or inspect.building or "starting", *self._supervision.reasons)),
+                f"{inspect.frames} frames",
+                f"last score {'-' if score is None else f'{score:.4g}'} of {inspect.verdict.threshold:.4g}",
                 "broker connected" if broker.connected else f"no broker ({broker.problem or 'connecting'})",
             )
         )
 
-    def _figures(self) -> dict[str, object]:
-        stats = self._capture.stats
+    def _totals(self) -> dict[str, object]:
         return {
-            "inspected": self._inspected,
-            "frames_dropped": stats.dropped,
-            "reconnects": stats.reconnects,
+            "inspected": self._inspect.frames,
+            "anomalous": self._inspect.anomalous,
+            "reconnects": self._capture.stats.reconnects,
             "broker": self._publisher.connection.connected,
-            "scores_dropped": self._publisher.scores_dropped,
-            "alerts_dropped": self._publisher.alerts_dropped,
+            "dropped": self._dropped(),
+            "queued": self._publisher.queued,
         }
 
     def _shut_down(self, why: str) -> bool:
         deadline = time.monotonic() + STOP_SECONDS
         log.info("stopping", why=why)
-        self._notifier.notify(STOPPING=1, STATUS=f"stopping: {why}")
-        self._stopping.set()
+        if self._successor is None:
+            self._notifier.notify(STOPPING=1, STATUS=f"stopping: {why}")
         self._capture.stop(timeout=0.2)
-        self._inspect_thread.join(0.6)
-        if self._failure is not None:
+        self._inspect.stop(timeout=0.6)
+        self._recent.stop(timeout=0.1)
+        self._metrics.stop()
+        if self._inspect.failure is not None:
             self._publisher.close(None, timeout=1.0)
-            raise self._failure
+            raise self._inspect.failure
+        with suppress(queue.Empty):
+            while True:
+                wish = self._wake.get_nowait()
+                if isinstance(wish, Order):
+                    self._answer(self._control.execute(wish, {}))
+                elif self._successor is not None:
+                    self._successor.stop(wish)
         at_end = why == _END
         if at_end and not self._publisher.drain(DRAIN_SECONDS):
             log.warning("the broker does not take what is left", problem=self._publisher.connection.problem)
-        figures = self._figures()
-        left = self._publisher.close(
-            Status(state="stopped", session=self._session), timeout=1.0 if at_end else deadline - time.monotonic()
-        )
+        totals = self._totals()
+        last = Status(state="stopped", session=self._session)
+        if self._successor is not None:
+            last = Status(state="degraded", reasons=("reloading: back in a moment",), session=self._session)
+        left = self._publisher.close(last, timeout=1.0 if at_end else deadline - time.monotonic())
         if left:
-            log.error("alerts and pictures lost: the broker was not there to take them", lost=left)
-        log.info("stopped", **figures)
+            log.warning("alerts and pictures wait for the next start: the broker did not take them", left=left)
+        log.info("stopped", **totals)
         return not (at_end and left)
 
-    # --- inspect thread ---
+    # --- commands ---
 
-    def _inspect_all(self) -> None:
-        try:
-            engine = open_engine(self._bundle, self._settings.engine, self._on_build)
-            self._building = None
-            try:
-                self._engine_info = engine.info
-                inspector = Inspector(
-                    engine,
-                    make_tiler(self._settings, self._bundle),
-                    self._bundle.manifest.lambda_,
-                    self._settings.judge,
-                )
-                try:
-                    self._inspect_frames(inspector)
-                finally:
-                    for event in self._tracker.flush():
-                        self._publish_alert(event)
-            finally:
-                engine.close()
-        except _BuildStoppedError:
-            return
-        except Exception as error:  # noqa: BLE001 - raised again in the main thread
-            self._failure = error
-        self._wake.put(_END if self._failure is None else "inspection failed")
+    def _on_command(self, message: mqtt.MQTTMessage) -> None:
+        """In the network thread."""
+        found = self._control.receive(message)
+        if isinstance(found, Order):
+            self._wake.put(found)
+        elif found is not None:
+            self._answer(found)
 
-    def _on_build(self, doing: str, share: float) -> None:
-        if self._stopping.is_set():
-            raise _BuildStoppedError
-        self._building = f"building the TensorRT plan, {share:.0%} done ({doing})"
-        self._build_steps += 1
+    def _answer(self, answer: Answer) -> None:
+        self._publisher.publish_reply(answer.reply, answer.response_topic, answer.correlation_data)
 
-    def _inspect_frames(self, inspector: Inspector) -> None:
-        while not self._stopping.is_set():
-            try:
-                frame = self._capture.get(timeout=1.0)
-            except EndOfStream:
-                return
-            if frame is not None:
-                self._inspect(frame, inspector)
-
-    def _inspect(self, frame: Frame, inspector: Inspector) -> None:
-        started = time.monotonic()
-        try:
-            inspection = inspector.inspect(frame.image)
-        except ValueError as error:  # frame or region of interest and model do not go together
-            raise CameraError(f"frame {frame.seq} {frame.name}: {error}") from error
-        self._frame_size = inspection.grid.frame_size
-        if self._inspected == 0:  # here and not at the next look: subscribers learn of the station before its scores
-            self._report("online", (), time.monotonic())
-        events = self._tracker.update(frame, inspection)
-        self._publisher.publish(self._score(frame, inspection, started))
-        for event in events:
-            self._publish_alert(event)
-        self._last_score = inspection.score
-        self._inspected += 1
-
-    def _score(self, frame: Frame, inspection: Inspection, started: float) -> Score:
-        milliseconds = {
-            "wait": 1e3 * (started - frame.monotonic),
-            **inspection.ms,
-            "total": 1e3 * (time.monotonic() - frame.monotonic),
+    def _handlers(self) -> dict[Verb, Handler]:
+        return {
+            "pause": self._do_pause,
+            "resume": self._do_resume,
+            "snapshot": self._do_snapshot,
+            "set-threshold": self._do_set_threshold,
+            "reload": self._do_reload,
         }
-        return Score(
-            frame=frame.seq,
-            captured_at=frame.captured_at,
-            score=inspection.score,
-            threshold=self._verdict.threshold,
-            anomalous=inspection.score > self._verdict.threshold,
-            latency_ms={stage: round(ms, 3) for stage, ms in milliseconds.items()},
-            name=frame.name,
+
+    def _do_pause(self, command: Command) -> Result:
+        if self._pause is None:
+            self._pause = f"paused: by {command.by or 'a command'} since {utc_now():%Y-%m-%d %H:%M:%S} UTC"
+            self._inspect.paused = True
+        return {"state": self._pause}
+
+    def _do_resume(self, _command: Command) -> Result:
+        self._pause, self._inspect.paused = None, False
+        return {}
+
+    def _do_snapshot(self, _command: Command) -> Result:
+        if self._inspect.last is None:
+            raise CommandError("no-frame: no frame has come from the camera yet")
+        (frame, inspection), threshold = self._inspect.last, self._inspect.verdict.threshold
+        picture = frame.image
+        if inspection is not None:
+            boxes = tuple(region.box for region in find_regions(inspection, threshold))
+            picture = draw(frame.image, inspection, threshold, boxes)
+        alerts = self._settings.alerts
+        topic = snapshot_topic(f"{frame.captured_at:%Y%m%d-%H%M%S}-{frame.seq}")
+        self._publisher.publish_volatile_image(topic, encode_jpeg(picture, alerts.image_max_side, alerts.image_quality))
+        return {
+            "image_topic": f"{self._settings.topic_prefix}/{topic}",
+            "frame": frame.seq,
+            "captured_at": frame.captured_at.isoformat(),
+            "score": inspection.score if inspection else None,
+            "threshold": threshold,
+        }
+
+    def _do_set_threshold(self, command: Command) -> Result:
+        if not isinstance(command, SetThreshold):
+            raise TypeError("Control gives set-threshold its own model")
+        before = self._inspect.verdict
+        self._thresholds.set(command.threshold, command.by)
+        self._inspect.verdict = replace(before, threshold=command.threshold)
+        log.warning("threshold set", threshold=command.threshold, was=before.threshold, by=command.by)
+        self._publish_info()
+        return {"threshold": command.threshold, "was": before.threshold}
+
+    def _do_reload(self, command: Command) -> Result:
+        try:
+            settings = self._reread()
+            if settings.state_folder != self._state.folder:
+                raise CommandError("reload-refused: another state folder needs a restart")
+            self._successor = Daemon(settings, self._notifier, self._state, self._reread)
+        except (SettingsError, EngineError, CalibrationError, CameraError) as error:
+            raise CommandError(f"reload-refused: {error}") from error
+        log.info("reloading", by=command.by)
+        same_rules = settings.commands == self._settings.commands
+        self._successor.take_over(self._pause, self._control if same_rules else None)
+        return {}
+
+    def take_over(self, pause: str | None, control: Control | None) -> None:
+        """Go on where another daemon left off.
+
+        Args:
+            pause: since when and by whom inspection is paused; None: it is not.
+            control: knows which commands were carried out; None to start without that knowledge.
+        """
+        self._pause, self._inspect.paused = pause, pause is not None
+        self._control = control or self._control
+
+    # --- figures ---
+
+    def _last_score(self) -> float | None:
+        last = self._inspect.last
+        return last[1].score if last and last[1] else None
+
+    def _dropped(self) -> dict[str, int]:
+        return {"frames": self._capture.stats.dropped, **self._publisher.dropped}
+
+    def _camera_health(self) -> CameraHealth:
+        stats, reading = self._capture.stats, self._camera.reading
+        fault = stats.fault or self._camera.fault
+        return CameraHealth(
+            connected=stats.connected,
+            fault=str(fault) if fault else None,
+            frames=stats.frames,
+            reconnects=stats.reconnects,
+            fps=self._fps,
+            brightness=reading.brightness if reading else None,
+            sharpness=reading.sharpness if reading else None,
+            noise=reading.noise if reading else None,
         )
 
-    def _publish_alert(self, event: AlertEvent) -> None:
-        height, width = event.frame_size
-        message = Alert(
-            event=event.event,
-            id=event.id,
-            dedupe_key=f"{event.id}/{event.event}/{event.last_frame}",
-            opened_at=event.opened_at,
-            first_frame=event.first_frame,
-            last_frame=event.last_frame,
-            score=event.score,
-            peak_score=event.peak.score,
-            threshold=event.threshold,
-            boxes=tuple(Rectangle(x=box.x, y=box.y, w=box.w, h=box.h) for box in event.boxes),
-            frame_width=width,
-            frame_height=height,
-            name=event.peak.frame.name,
-            image_topic=f"{self._settings.topic_prefix}/{alert_image_topic(event.id)}",
+    def _health(self, now: float) -> Health:
+        frames, elapsed = self._capture.stats.frames, now - self._next_health + self._settings.health.interval
+        self._fps = round((frames - self._frames_at_health) / elapsed, 3) if elapsed > 0 else None
+        self._frames_at_health = frames
+        minor = (self._drift.reason(), self._recent.trouble, self._metrics.trouble)
+        return Health(
+            session=self._session,
+            state=self._supervision.state,
+            reasons=(*self._supervision.reasons, *(trouble for trouble in minor if trouble)),
+            uptime_s=round(now - self._started, 3),
+            inspected=self._inspect.frames,
+            camera=self._camera_health(),
+            drift=self._drift.health(),
+            stages_ms=self._stages.summary(),
+            queued=self._publisher.queued,
+            dropped=self._dropped(),
+            temperatures_c=temperatures(),
+            resident_bytes=resident_bytes(),
         )
-        self._publisher.publish(message)
-        log.info("alert", change=event.event, id=event.id, peak_score=event.peak.score, last_frame=event.last_frame)
-        if event.new_peak:
-            peak, alerts = event.peak, self._settings.alerts
-            picture = draw(peak.frame.image, peak.inspection, event.threshold, peak.boxes)
-            self._publisher.publish_image(event.id, encode_jpeg(picture, alerts.image_max_side, alerts.image_quality))
 
-    def _publish_info(self) -> None:
-        if self._engine_info is None:
-            return
-        manifest, size = self._bundle.manifest, self._frame_size
-        self._publisher.publish(
-            Info(
-                session=self._session,
-                version=__version__,
-                bundle_name=manifest.name,
-                bundle_sha256=self._bundle.digest,
-                engine_backend=f"{self._engine_info.backend} {self._engine_info.backend_version}",
-                engine_device=self._engine_info.device,
-                engine_precision=self._engine_info.precision,
-                threshold=self._verdict.threshold,
-                calibrated_at=self._verdict.calibrated_at,
-                camera_url=redact_url(self._settings.camera.url),
-                frame_width=size[1] if size else None,
-                frame_height=size[0] if size else None,
-            )
+    def _figures(self) -> Figures:
+        """For Prometheus, in the threads of its server."""
+        return Figures(
+            state=self._supervision.state,
+            inspected=self._inspect.frames,
+            alerts=self._inspect.alerts,
+            score=self._last_score(),
+            threshold=self._inspect.verdict.threshold,
+            camera=self._camera_health(),
+            drift=self._drift.health(),
+            queued=self._publisher.queued,
+            dropped=self._dropped(),
+            broker_connected=self._publisher.connection.connected,
+            temperatures_c=temperatures(),
         )
 
 
-@dataclass(slots=True)
-class _Supervision:
-    """What the main thread remembers from one look to the next; times are monotonic seconds."""
+def run(settings: Settings, reread: Callable[[], Settings]) -> bool:
+    """Run a station until its source is over, SIGTERM or SIGINT; SIGHUP reloads. From the main thread only.
 
-    ready: bool = False
-    state: str | None = None
-    reasons: tuple[str, ...] = ()
-    next_reason: float = 0.0
-    work_at_ping: int = 0
-    next_ping: float = 0.0
-    next_status_line: float = 0.0
-    next_log: float = 0.0
-
-
-def run(settings: Settings) -> bool:
-    """Run a station until its source is over, SIGTERM or SIGINT. From the main thread only.
+    Args:
+        settings: of the station.
+        reread: the settings as they are now, for a reload.
 
     Returns:
         See ``Daemon.run``.
 
     Raises:
-        SettingsError, CalibrationError, CameraError, EngineError: in words for the user.
+        SettingsError, StateError, CalibrationError, CameraError, EngineError: in words for the user.
     """
-    daemon = Daemon(settings, systemd.from_environment())
+    notifier = systemd.from_environment()
+    with StateFolder(settings.state_folder, settings.outbox) as state:
+        daemon = Daemon(settings, notifier, state, reread)
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        daemon.stop(signal.Signals(number).name)
+        def stop(number: int, _frame: FrameType | None) -> None:
+            daemon.stop(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        return daemon.run()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        def reload(_number: int, _frame: FrameType | None) -> None:
+            daemon.reload()
+
+        handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            while True:
+                delivered = daemon.run()
+                if daemon.successor is None:
+                    return delivered
+                daemon = daemon.successor
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

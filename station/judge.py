@@ -178,10 +178,20 @@ class AlertTracker:
             median_good: median frame score of good frames, from the calibration; None switches hysteresis off.
         """
         self._settings = settings
-        self._threshold = threshold
-        self._low = low_level(threshold, median_good, settings.hysteresis)
+        self._median_good = median_good
+        self.threshold = threshold
         self._tracks: list[_Track] = []
         self._opened = 0
+
+    @property
+    def threshold(self) -> float:
+        """What the next frame is judged by. A new one holds for the alerts that are open, too."""
+        return self._threshold
+
+    @threshold.setter
+    def threshold(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._low = low_level(threshold, self._median_good, self._settings.hysteresis)
 
     @property
     def open_alerts(self) -> tuple[str, ...]:

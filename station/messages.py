@@ -245,3 +245,8 @@ MESSAGES: tuple[type[Message], ...] = (Status, Info, Score, Alert, Health, Reply
 def alert_image_topic(alert_id: str) -> str:
     """Topic of an alert's JPEG, below the station's prefix."""
     return f"alert/{alert_id}/image"
+
+
+def snapshot_topic(snapshot_id: str) -> str:
+    """Topic of a snapshot's JPEG, below the station's prefix."""
+    return f"snapshot/{snapshot_id}/image"

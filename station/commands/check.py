@@ -19,10 +19,10 @@ from station.calibration import CalibrationError
 from station.camera import CameraError, redact_url
 from station.commands.frames import first_frame
 from station.connection import Connection
-from station.daemon import Verdict, make_tiler, read_verdict
 from station.frames import Frame
 from station.inspection import Inspector
 from station.settings import LogSettings, Settings, load_settings
+from station.verdict import Verdict, make_tiler, read_verdict
 
 BROKER_SECONDS = 10.0
 

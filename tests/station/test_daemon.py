@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 from engines.bundle import read_bundle
 from engines.errors import BackendError
-from station import daemon
+from station import daemon, inspecting
 from station.calibration import CalibrationError
 from station.camera import CameraError
 from station.inspection import Inspector
@@ -21,7 +22,9 @@ from station.settings import (
     MqttSettings,
     Settings,
 )
+from station.state import StateError, StateFolder
 from station.systemd import Notifier
+from station.verdict import read_verdict
 from tests.support.bundles import GREY, make_bundle
 from tests.support.mosquitto import HOST, free_port
 
@@ -41,6 +44,17 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         judge=JudgeSettings(threshold=1),
         mqtt=MqttSettings(host=HOST, port=free_port()),
     )
+
+
+@pytest.fixture
+def make(settings: Settings) -> Iterator[Callable[..., daemon.Daemon]]:
+    """Makes daemons, as ``daemon.run`` does."""
+    with StateFolder(settings.state_folder, settings.outbox) as state:
+
+        def make_daemon(settings: Settings = settings, notifier: Notifier | None = None) -> daemon.Daemon:
+            return daemon.Daemon(settings, notifier or Notifier(), state, reread=lambda: settings)
+
+        yield make_daemon
 
 
 class Manager:
@@ -71,7 +85,7 @@ def manager(tmp_path: Path):
 
 
 def test_the_watchdog_is_fed_by_inspected_frames_and_not_by_a_timer(
-    settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., daemon.Daemon], settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging, released = threading.Event(), threading.Event()
     inspect = Inspector.inspect
@@ -82,7 +96,7 @@ def test_the_watchdog_is_fed_by_inspected_frames_and_not_by_a_timer(
         return inspect(self, image)
 
     monkeypatch.setattr(Inspector, "inspect", inspect_or_hang)
-    station = daemon.Daemon(settings, manager.notifier)
+    station = make(notifier=manager.notifier)
     thread = threading.Thread(target=station.run)
     thread.start()
     heard: list[str] = []
@@ -101,11 +115,13 @@ def test_the_watchdog_is_fed_by_inspected_frames_and_not_by_a_timer(
     assert not thread.is_alive()
 
 
-def test_not_ready_before_the_camera_serves_but_patient_with_it(settings: Settings, manager: Manager) -> None:
+def test_not_ready_before_the_camera_serves_but_patient_with_it(
+    make: Callable[..., daemon.Daemon], settings: Settings, manager: Manager
+) -> None:
     absent = settings.model_copy(
         update={"camera": CameraSettings(url=f"http://{HOST}:{free_port()}/", read_timeout=0.3, reconnect_max=0.5)}
     )
-    station = daemon.Daemon(absent, manager.notifier)
+    station = make(absent, manager.notifier)
     thread = threading.Thread(target=station.run)
     thread.start()
     heard: list[str] = []
@@ -118,7 +134,7 @@ def test_not_ready_before_the_camera_serves_but_patient_with_it(settings: Settin
 
 
 def test_systemd_waits_for_an_engine_that_is_being_built_and_is_told_how_far_it_is(
-    settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., daemon.Daemon], settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = threading.Event()
 
@@ -131,8 +147,8 @@ def test_systemd_waits_for_an_engine_that_is_being_built_and_is_told_how_far_it_
         finally:
             stopped.set()
 
-    monkeypatch.setattr(daemon, "open_engine", build_for_ever)
-    station = daemon.Daemon(settings, manager.notifier)
+    monkeypatch.setattr(inspecting, "open_engine", build_for_ever)
+    station = make(notifier=manager.notifier)
     thread = threading.Thread(target=station.run)
     thread.start()
     heard: list[str] = []
@@ -146,7 +162,7 @@ def test_systemd_waits_for_an_engine_that_is_being_built_and_is_told_how_far_it_
 
 
 def test_systemd_is_not_told_to_wait_for_a_build_that_hangs(
-    settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., daemon.Daemon], settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
 
@@ -156,8 +172,8 @@ def test_systemd_is_not_told_to_wait_for_a_build_that_hangs(
         released.wait(30)
         raise BackendError("released")
 
-    monkeypatch.setattr(daemon, "open_engine", hang)
-    station = daemon.Daemon(settings, manager.notifier)
+    monkeypatch.setattr(inspecting, "open_engine", hang)
+    station = make(notifier=manager.notifier)
 
     def run() -> None:
         with pytest.raises(BackendError, match="released"):
@@ -174,23 +190,43 @@ def test_systemd_is_not_told_to_wait_for_a_build_that_hangs(
     assert not thread.is_alive()
 
 
-def test_an_engine_that_fails_ends_the_run_with_its_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_ends_the_run_with_its_error(
+    make: Callable[..., daemon.Daemon], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: Inspector, image: np.ndarray) -> None:
         raise BackendError("out of memory")
 
     monkeypatch.setattr(Inspector, "inspect", fail)
     with pytest.raises(BackendError, match="out of memory"):
-        daemon.Daemon(settings, Notifier()).run()
+        make().run()
 
 
-def test_frames_that_do_not_suit_the_model_are_told_as_a_camera_error(settings: Settings, tmp_path: Path) -> None:
-    assert cv2.imwrite(str(tmp_path / "frames" / "0.png"), np.zeros((8, 8, 3), np.uint8))
+def test_frames_that_do_not_suit_the_model_are_told_as_a_camera_error(
+    make: Callable[..., daemon.Daemon], settings: Settings, tmp_path: Path
+) -> None:
+    assert cv2.imwrite(str(tmp_path / "frames" / "0.png"), np.full((8, 8, 3), GREY, np.uint8))
     with pytest.raises(CameraError, match=r"frame 1 0\.png: .*"):
-        daemon.Daemon(settings, Notifier()).run()
+        make().run()
 
 
 def test_the_settings_threshold_wins_over_the_calibration(settings: Settings, tmp_path: Path) -> None:
     bundle = read_bundle(settings.bundle)
-    assert daemon.read_verdict(settings, bundle) == daemon.Verdict(1, None)
+    verdict = read_verdict(settings, bundle)
+    assert (verdict.threshold, verdict.calibration, verdict.calibrated_at, verdict.median_good) == (1, None, None, None)
     with pytest.raises(CalibrationError):
-        daemon.read_verdict(settings.model_copy(update={"calibration": tmp_path / "none.json"}), bundle)
+        read_verdict(settings.model_copy(update={"calibration": tmp_path / "none.json"}), bundle)
+
+
+def test_a_second_station_may_not_use_the_same_state_folder(settings: Settings) -> None:
+    refused = pytest.raises(StateError, match="another station works with this state folder")
+    with StateFolder(settings.state_folder, settings.outbox), refused:
+        StateFolder(settings.state_folder, settings.outbox)
+    StateFolder(settings.state_folder, settings.outbox).close()  # given back
+
+
+def test_a_state_folder_that_cannot_be_made_does_not_keep_the_station_from_inspecting(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with StateFolder(tmp_path / "file" / "state", settings.outbox) as state:
+        assert state.outbox.trouble is not None
