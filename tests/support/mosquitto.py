@@ -92,6 +92,11 @@ class Mosquitto:
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
 
+    def resume(self) -> None:
+        """Let it go on where it was paused."""
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """Ask it to end: with ``persistence true`` it then saves what its subscribers have not got yet."""
         assert self._process

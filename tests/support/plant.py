@@ -36,13 +36,15 @@ class Heard:
 class Ledger:
     """A subscriber with a persistent session: what comes while it or the broker is away, it gets later."""
 
-    def __init__(self, port: int, topic: str) -> None:
+    def __init__(self, port: int, topic: str, login: tuple[str, str] | None = None) -> None:
         self.heard: list[Heard] = []
         self._changed = threading.Condition()
         self._subscribed = threading.Event()
         self._port = port
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="ledger", protocol=mqtt.MQTTv5)
         self._client.reconnect_delay_set(1, 1)
+        if login:
+            self._client.username_pw_set(*login)
         self._client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._take
