@@ -263,7 +263,7 @@ class Daemon:
                 wish = self._wake.get_nowait()
                 if isinstance(wish, Order):
                     self._answer(self._control.execute(wish, {}))
-                elif self._successor is not None:
+                elif self._successor is not None and wish not in (_END, _FAILED, _RELOAD):
                     self._successor.stop(wish)
         at_end = why == _END
         if at_end and not self._publisher.drain(DRAIN_SECONDS):

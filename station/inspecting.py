@@ -134,7 +134,8 @@ class InspectThread:
             return
         except Exception as error:  # noqa: BLE001 - raised again in the main thread
             self.failure = error
-        self._on_end()
+        if not self._stopping.is_set():
+            self._on_end()
 
     def _on_build(self, doing: str, share: float) -> None:
         if self._stopping.is_set():

@@ -5,9 +5,9 @@ import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import final
 
 import structlog
-from typing_extensions import Self
 
 from station.outbox import Outbox
 from station.settings import OutboxSettings
@@ -21,6 +21,7 @@ class StateError(Exception):
     """Another station uses the state folder; the message says what to do."""
 
 
+@final
 class StateFolder:
     """What survives a restart, held by one process, inside a ``with`` block.
 
@@ -48,7 +49,7 @@ class StateFolder:
             os.close(self._lock)
             self._lock = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StateFolder":
         return self
 
     def __exit__(
