@@ -142,7 +142,7 @@ def test_the_answer_goes_where_the_sender_wants_it(station: Station) -> None:
         (message("pause", b"{} {}"), "malformed: not JSON"),
         (message("pause", b"\xff"), "malformed: not UTF-8"),
         (message("pause", b"\xef\xbb\xbf{}"), "malformed: "),
-        (message("pause", b"[" * MAX_PAYLOAD), "malformed: nested too deeply"),
+        (message("pause", b"[" * MAX_PAYLOAD), "malformed: "),
         (message("pause", b'{"a":' * 800), "malformed: "),
         (message("pause", b'{"by": "x", "by": "y"}'), "malformed: a key is there twice"),
         (message("pause", b"[]"), "invalid: "),
@@ -216,6 +216,12 @@ def test_a_name_that_is_no_verb_is_not_repeated_in_a_topic(station: Station, ver
 
 def test_an_unknown_verb_is_answered_on_its_reply_topic(station: Station) -> None:
     assert station.answer(message("reboot")).reply.verb == "reboot"
+
+
+def test_deep_nesting_is_refused_by_every_python(station: Station) -> None:
+    """Up to 3.12 json refuses it, from 3.13 on pydantic does."""
+    error = station.refusal(message("pause", b"[" * 2048 + b"]" * 2048))
+    assert error.startswith(("malformed: nested too deeply", "invalid: "))
 
 
 def test_long_errors_are_cut(station: Station) -> None:
