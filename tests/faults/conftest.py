@@ -1,15 +1,15 @@
 """The report of `make faults`: one line a fault - injected, expected, seen."""
 
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 REPORT = "STATION_FAULTS_REPORT"
-"""Environment variable: where to write the lines as JSON."""
+"""Environment variable: the page between whose marks the lines go as a table, docs/reliability.md."""
+BEGIN, END = "<!-- faults: made by `make faults` -->", "<!-- end -->"
 
 
 @dataclass
@@ -62,4 +62,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             f"{'held  ' if line.held else 'BROKEN'} {line.injected} | expected: {line.expected} | seen: {line.seen}"
         )
     if lines and (path := os.environ.get(REPORT)):
-        Path(path).write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+        _write_table(Path(path), lines)
+
+
+def _write_table(page: Path, lines: list[Fault]) -> None:
+    rows = [("injected", "expected", "seen", "held"), ("---", "---", "---", "---")]
+    rows += [(line.injected, line.expected, line.seen, "yes" if line.held else "**no**") for line in lines]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    text = page.read_text()
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
