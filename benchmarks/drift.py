@@ -1,8 +1,9 @@
 """How often the drift watch errs, and how long it takes. Figures of docs/decisions/0042.
 
-``python -m benchmarks.drift [--stations 40] [--out benchmarks/results/drift.json]``
+``python -m benchmarks.drift [--stations 20] [--out benchmarks/results/drift.json]``
 
-Scores are simulated, one per frame of the window; with the default settings a frame of the window is two seconds.
+Scores are simulated, one per frame of the window, which by default are five seconds apart; and taken from the bundled
+engine on the demo's line, as it is and with what a lamp, a lens or a sensor may do to it.
 """
 
 import argparse
@@ -10,12 +11,22 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
+from scipy import signal, stats
 
+from engines.bundle import read_bundle
+from engines.engine import EngineSettings, UInt8Array
+from engines.opening import open_engine
+from engines.tiling import Tiler
+from station.calibration import thinned
+from station.commands.demo import BUNDLE
+from station.demo.sample_line import SampleLine
 from station.health.drift import DriftWatch
-from station.settings import HealthSettings
+from station.inspection import Inspector
+from station.settings import HealthSettings, JudgeSettings
 
 Values = NDArray[np.float64]
 Rng = np.random.Generator
@@ -27,20 +38,15 @@ WINDOW = SETTINGS.drift_window
 
 def gumbel(normal: Values) -> Values:
     """Scores of Gumbel distribution from standard normal ones: maxima over patches look like that."""
-    uniform = np.clip(0.5 * (1 + np.vectorize(__import__("math").erf)(normal / np.sqrt(2))), 1e-12, 1 - 1e-12)
-    return 100 - 10 * np.log(-np.log(uniform))
+    return np.asarray(stats.gumbel_r(100, 10).ppf(stats.norm.cdf(normal)).clip(50, 500), np.float64)
 
 
 def wander(n: int, time_constant: float, rng: Rng) -> Values:
     """(n,), a first-order process of variance 1."""
     phi = np.exp(-1 / time_constant)
+    start = rng.normal()
     steps = rng.normal(0, np.sqrt(1 - phi**2), n)
-    found = np.empty(n)
-    level = rng.normal()
-    for i in range(n):
-        level = phi * level + steps[i]
-        found[i] = level
-    return found
+    return np.asarray(signal.lfilter([1], [1, -phi], steps, zi=[phi * start])[0], np.float64)
 
 
 def process(n: int, share: float, time_constant: float, rng: Rng) -> Values:
@@ -137,11 +143,54 @@ def sprinkled(rate: float, stations: int, rng: Rng) -> dict[str, float]:
     return {"called drift": round(found / stations, 3)}
 
 
+LINE = {
+    "as it is": lambda image, _: image,
+    "5 % darker": lambda image, _: (0.95 * image).round().astype(np.uint8),
+    "20 % darker": lambda image, _: (0.8 * image).round().astype(np.uint8),
+    "defocus, σ 0.7 pixels": lambda image, _: cv2.GaussianBlur(image, (0, 0), 0.7),
+    "defocus, σ 1.5 pixels": lambda image, _: cv2.GaussianBlur(image, (0, 0), 1.5),
+    "noise of 5 grey levels": lambda image, rng: (image + rng.normal(0, 5, image.shape)).clip(0, 255).astype(np.uint8),
+}
+
+
+def sample_line(bundle: Path, n: int, rng: Rng) -> dict[str, dict[str, object]]:
+    """The bundled engine's scores on the demo's line: calibrated on one run, watched on others of ``n`` frames."""
+    read = read_bundle(bundle)
+    engine = open_engine(read, EngineSettings())
+    inspector = Inspector(engine, Tiler(read.manifest.preprocessing), read.manifest.lambda_, JudgeSettings())
+
+    def scores(seed: int, frames: int, change: Callable[..., UInt8Array], defects: bool) -> list[float]:
+        line = SampleLine(seed, frames, defects=defects)
+        return [
+            inspector.inspect(change(line.frame(i), rng)).score
+            for i in track(range(frames), description="demo's line", transient=True)
+        ]
+
+    reference = thinned(np.array(scores(1, 500, LINE["as it is"], defects=False)))
+    found: dict[str, dict[str, object]] = {}
+    for seed, (name, change) in enumerate(LINE.items(), 2):
+        for defects in (False, True) if name == "as it is" else (False,):
+            watch = DriftWatch(reference, SETTINGS)
+            directions = told(watch, np.array(scores(seed, n, change, defects)))
+            first = next((i for i, direction in enumerate(directions) if direction is not None), None)
+            health = watch.health()
+            found[f"demo's line {name}{', with its defects' if defects else ''}"] = {
+                "effect at the end": health.effect,
+                "share of time": round(sum(d is not None for d in directions) / n, 4),
+                "first told, frame": first,
+                "as": sorted({d for d in directions if d is not None}),
+            }
+    engine.close()
+    return found
+
+
 def main() -> None:
     """Measure, print, and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stations", type=int, default=40, help="simulated stations per figure")
+    parser.add_argument("--stations", type=int, default=20, help="simulated stations per figure")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument("--line-frames", type=int, default=800, help="frames of the demo's line per figure")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
@@ -160,7 +209,8 @@ def main() -> None:
         *((f"defects only, {k} frames", lambda k=k: burst(k, n, rng)) for k in (50, 100, 150, 200, 250, 300)),
         *((f"{r:.0%} of the frames defective", lambda r=r: sprinkled(r, n, rng)) for r in (0.05, 0.2, 0.3, 0.4)),
     ]
-    results = {name: measure() for name, measure in track(kinds, disable=False)}
+    results = {name: measure() for name, measure in track(kinds, description="simulations")}
+    results |= sample_line(arguments.bundle, arguments.line_frames, rng)
     for name, result in results.items():
         print(f"{name:75} {result}")
     if arguments.out:

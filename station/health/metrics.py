@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 PATIENCE = 10.0
 """Seconds that a client may be silent before it is hung up on; one that never speaks would keep a thread."""
+POLL = 0.1
+"""Seconds that stopping may take."""
 STAGE_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 SCORE_RATIOS = (0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 5.0)
 """Buckets; scores have no unit and a range of their own for every bundle, so their histogram is in thresholds."""
@@ -118,7 +120,7 @@ class MetricsServer:
             log.warning("no metrics are served", host=host, port=port, problem=words)
             return
         self._server = server
-        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(POLL,), name="metrics", daemon=True).start()
         log.info("metrics are served", host=host, port=server.server_port)
 
     def stop(self) -> None:
