@@ -36,7 +36,6 @@ _NAME = re.compile(
     r"(?P<score>-?\d{1,6}(?:\.\d{1,10})?(?:e[+-]\d{1,3})?)(?P<mark>!?)\.png"
 )
 _PART = re.compile(r"\.\d{10}_[^/]*\.png\.[0-9a-f]{8}\.part")
-_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)  # a tenth larger than the default and several times as fast
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ class RecentFrames:
 
     def _write(self, frame: Frame, score: float, *, anomalous: bool) -> None:
         ring = self._opened()
-        ok, encoded = cv2.imencode(".png", frame.image, _PNG)
+        ok, encoded = cv2.imencode(".png", frame.image)
         if not ok:
             raise OSError(errno.EINVAL, "OpenCV could not encode the frame as PNG")
         data = encoded.tobytes()
