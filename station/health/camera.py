@@ -2,7 +2,7 @@
 
 A frame with a camera fault is not inspected, since every fault looks like a defect to a model of good material. The
 other way round a defect, however large, must not pass for a camera fault. So a rule looks at nearly the whole frame:
-it fires only where 95 % of the pixels are too dark, or the sharpest quarter of the frame is blurred.
+it fires only where all but 3 % of the pixels are too dark, or the sharpest quarter of the frame is blurred.
 
 `station calibrate` measures good frames and keeps their range (``CameraProfile``). It also tries each rule out on
 them: one that would not notice its fault on this material, or would fire without it, is switched off and says why.
@@ -22,7 +22,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, model_validator
 from engines.engine import UInt8Array
 from station.frames import Frame
 from station.health.landmarks import RELEASE, Landmarks, moved, why_no_landmarks
-from station.health.reading import CLIPPED, SMALL_SIDE, Reading, detail, measure, tiles_of
+from station.health.reading import CLIPPED, SMALL_SIDE, TAIL, Reading, detail, measure, tiles_of
 from station.settings import CameraRule, HealthSettings
 
 # --- when a rule fires ---
@@ -31,6 +31,8 @@ _BLACK = 16.0  # grey level: darker is nothing but noise
 _CLIPPED_SHARE = 0.9  # without a profile
 _LIGHT_MARGIN = 0.2  # of the healthy level
 _BLUR_MARGIN = math.log(1.5)
+_SHARP_EDGES = 0.1  # the sharpness of straight edges in focus is 0.12 to 0.16: that of a hole, for instance
+_TEXTURE_LEFT = 0.5  # of the healthy share of textured tiles
 _RANGE_MARGIN = 0.25  # of the healthy range, if that is more
 _COLOUR_VISIBLE = 4.0  # grey levels between blue and red; less is noise
 _FLICKER_FRAMES = 12
@@ -89,6 +91,7 @@ class CameraProfile(_Model):
     bright: Range
     clipped: Range
     sharpness: Range | None = Field(description="Null: no texture to tell from.")
+    textured: Range = Field(description="Share of the tiles that have texture.")
     noise: Range
     colour: Range
     flicker: float = Field(ge=0, description="Logarithm of the brightness from frame to frame: the usual change.")
@@ -148,6 +151,7 @@ class ProfileMaker:
             bright=_range(reading.bright for reading in readings),
             clipped=_range(reading.clipped for reading in readings),
             sharpness=_range(sharpness) if 2 * len(sharpness) >= len(readings) else None,
+            textured=_range(reading.textured for reading in readings),
             noise=_range(reading.noise for reading in readings),
             colour=_range(reading.colour for reading in readings),
             flicker=_flicker_of([reading.brightness for reading in readings]),
@@ -223,14 +227,15 @@ def _light(reading: Reading, profile: CameraProfile | None, margin: float) -> Fa
         most = profile.clipped.high + margin * 0.5 * (1 - profile.clipped.high)
         lightest = profile.dark.high + margin * _light_margin(profile.dark)
         was = f"brightness {reading.brightness:.0f}, healthy {profile.brightness}"
-    if reading.bright < darkest:
+    # Less light darkens the dark pixels as well; a hole that shows a grey table takes light from the bright ones only.
+    if reading.bright < darkest and (profile is None or reading.dark <= max(profile.dark.low, _BLACK / 2)):
         black = profile is None or reading.bright < max(_BLACK, profile.bright.low / 4)
         code = "camera-black" if black else "camera-dark"
-        return Fault(code, f"95 % of the picture is darker than {darkest:.0f} of 255 ({was})")
+        return Fault(code, f"{1 - TAIL:.0%} of the picture is darker than {darkest:.0f} of 255 ({was})")
     if reading.clipped > most:
         return Fault("camera-saturated", f"{reading.clipped:.0%} of the picture is white ({was})")
-    if reading.dark > lightest:
-        return Fault("camera-bright", f"95 % of the picture is brighter than {lightest:.0f} of 255 ({was})")
+    if reading.dark > lightest and (profile is None or reading.bright >= min(profile.bright.high, CLIPPED)):
+        return Fault("camera-bright", f"{1 - TAIL:.0%} of the picture is brighter than {lightest:.0f} of 255 ({was})")
     return None
 
 
@@ -253,13 +258,16 @@ def _sharpness_limit(profile: CameraProfile, margin: float) -> float | None:
     if profile.sharpness is None or profile.sharpness.low <= 0:
         return None
     span = math.log(profile.sharpness.high / profile.sharpness.low)
-    return profile.sharpness.low * math.exp(-margin * max(_BLUR_MARGIN, _RANGE_MARGIN * span))
+    limit = profile.sharpness.low * math.exp(-margin * max(_BLUR_MARGIN, _RANGE_MARGIN * span))
+    return min(limit, _SHARP_EDGES)
 
 
 def _blurred(reading: Reading, profile: CameraProfile, margin: float) -> Fault | None:
     limit = _sharpness_limit(profile, margin)
     if limit is None or reading.sharpness is None or reading.sharpness >= limit:
         return None
+    if reading.textured < _TEXTURE_LEFT * profile.textured.low:
+        return None  # material that is missing has no texture to be sharp
     return Fault("camera-blurred", f"sharpness {reading.sharpness:.2g}, healthy {profile.sharpness}")
 
 

@@ -13,6 +13,7 @@ SMALL_SIDE = 128  # longer side of the picture that is compared with the referen
 _TILE = 64  # pixels, a multiple of 16; sharpness and noise are taken from tiles at full resolution
 _TILES = (4, 6)  # rows, columns
 _MIN_TEXTURED = 3  # tiles that sharpness needs
+TAIL = 0.03  # share of the pixels beyond the levels `dark` and `bright`: more than a clock shown in the picture takes
 CLIPPED = 250  # grey level from which a pixel is as bright as the sensor goes
 
 
@@ -23,11 +24,12 @@ class Reading:
     Attributes:
         size: height and width of the frame.
         brightness: mean.
-        dark: 5 % of the pixels are darker.
-        bright: 5 % of the pixels are brighter.
+        dark: 3 % of the pixels are darker.
+        bright: 3 % of the pixels are brighter.
         clipped: share of the pixels at the upper end of the scale.
-        sharpness: detail of 4 to 8 pixels beside that of 8 to 32, in the sharpest quarter of the frame; None where
-            there is no texture to tell from.
+        sharpness: detail of a few pixels beside that of some ten, in the sharpest quarter of the textured tiles; None
+            where there are too few to tell from.
+        textured: share of the tiles that have texture.
         noise: standard deviation of the finest detail, in the smoothest quarter of the frame.
         colour: blue minus red, median.
         small: uint8 (h, w), grey, 128 pixels on the longer side.
@@ -39,6 +41,7 @@ class Reading:
     bright: float
     clipped: float
     sharpness: float | None
+    textured: float
     noise: float
     colour: float
     small: UInt8Array = field(repr=False)
@@ -52,14 +55,15 @@ def measure(image: UInt8Array) -> Reading:
     counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).ravel()
     shares = counts.cumsum() / counts.sum()
     few = _shrunken(sample, SMALL_SIDE, cv2.INTER_NEAREST)
-    sharpness, noise = detail(tiles_of(image))
+    sharpness, textured, noise = detail(tiles_of(image))
     return Reading(
         size=(height, width),
         brightness=float(counts @ np.arange(256) / counts.sum()),
-        dark=float(np.searchsorted(shares, 0.05)),
-        bright=float(np.searchsorted(shares, 0.95)),
+        dark=float(np.searchsorted(shares, TAIL)),
+        bright=float(np.searchsorted(shares, 1 - TAIL)),
         clipped=float(counts[CLIPPED:].sum() / counts.sum()),
         sharpness=sharpness,
+        textured=textured,
         noise=noise,
         colour=float(np.median(few[..., 0].astype(np.int16) - few[..., 2])),
         small=_shrunken(grey, SMALL_SIDE, cv2.INTER_AREA),
@@ -89,14 +93,14 @@ def tiles_of(image: UInt8Array) -> Float32Array:
     )
 
 
-def detail(tiles: Float32Array) -> tuple[float | None, float]:
-    """Sharpness and noise of grey tiles (n, t, t).
+def detail(tiles: Float32Array) -> tuple[float | None, float, float]:
+    """Sharpness, share of textured tiles and noise of grey tiles (n, t, t).
 
     Noise is the mean absolute diagonal Haar detail of the finest scale (after Donoho & Johnstone 1994, who take the
     median: that of whole grey levels is too coarse), where a texture has least. Sharpness leaves that scale to it.
     """
     if not len(tiles):
-        return None, 0.0
+        return None, 0.0, 0.0
     n, side = tiles.shape[:2]
     stacked = tiles.reshape(n * side, side)
     across = stacked[:, ::2] - stacked[:, 1::2]
@@ -115,5 +119,5 @@ def detail(tiles: Float32Array) -> tuple[float | None, float]:
     coarse = energies[1] + energies[2] - share / 4 - share / 16
     textured = coarse > 0.5 + share
     if textured.sum() < min(_MIN_TEXTURED, n):
-        return None, noise
-    return float(np.quantile(fine[textured] / coarse[textured], 0.75)), noise
+        return None, float(textured.mean()), noise
+    return float(np.quantile(fine[textured] / coarse[textured], 0.75)), float(textured.mean()), noise

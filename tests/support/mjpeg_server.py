@@ -1,4 +1,4 @@
-"""A real MJPEG-over-HTTP camera on localhost that can fall silent, cut a picture short, hang up and come back."""
+"""A real MJPEG-over-HTTP camera on localhost that misbehaves on command: silent, frozen, cut short, spoilt, gone."""
 
 import base64
 import contextlib
@@ -36,8 +36,12 @@ def number_of(image: np.ndarray) -> int:
 class MjpegServer:
     """``with MjpegServer() as camera: cv2.VideoCapture(camera.url)``.
 
+    No two pictures are the same, as with any camera: somewhere a block of 8 x 8 pixels is a little brighter.
+
     Attributes:
         connections: how many clients have asked for the stream so far.
+        spoil: what is wrong with the camera: makes the picture that is sent from the healthy one and its number.
+        lost: share of each JPEG that never arrives, while the stream goes on.
     """
 
     def __init__(
@@ -52,6 +56,10 @@ class MjpegServer:
         self.fps = fps
         self.picture = picture
         self.connections = 0
+        self.spoil: Callable[[np.ndarray, int], np.ndarray] | None = None
+        self.lost = 0.0
+        self._frozen: bytes | None = None
+        self._last = b""
         self._credentials = credentials
         self._content_length = content_length
         self._flowing = threading.Event()
@@ -78,6 +86,13 @@ class MjpegServer:
 
     def resume(self) -> None:
         self._flowing.set()
+
+    def freeze(self) -> None:
+        """Send the last picture again and again."""
+        self._frozen = self._last
+
+    def thaw(self) -> None:
+        self._frozen = None
 
     def drop(self, *, in_mid_picture: bool = False) -> None:
         """Hang up on every client; half-way through a JPEG if asked to."""
@@ -129,7 +144,7 @@ class MjpegServer:
     def _stream(self, wire: socketserver._SocketWriter) -> None:
         epoch = self._epoch
         while True:
-            jpeg = cv2.imencode(".jpg", self.picture(next(self._numbers)))[1].tobytes()
+            jpeg = self._next()
             length = f"Content-Length: {len(jpeg)}\r\n" if self._content_length else ""
             head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\n{length}\r\n".encode()
             self._flowing.wait()
@@ -139,6 +154,24 @@ class MjpegServer:
                 return
             wire.write(head + jpeg + b"\r\n")
             self._stopped.wait(1 / self.fps)
+
+    def _next(self) -> bytes:
+        if self._frozen is not None:
+            return self._frozen
+        number = next(self._numbers)
+        image = _living(self.picture(number), number)
+        if self.spoil is not None:
+            image = self.spoil(image, number)
+        jpeg = self._last = cv2.imencode(".jpg", image)[1].tobytes()
+        return jpeg[: len(jpeg) - round(self.lost * len(jpeg))]
+
+
+def _living(image: np.ndarray, number: int) -> np.ndarray:
+    rows, columns = image.shape[0] // 8, image.shape[1] // 8
+    y, x = 8 * (number * 7 % rows), 8 * (number * 5 % columns)
+    living = image.copy()
+    living[y : y + 8, x : x + 8] = np.minimum(living[y : y + 8, x : x + 8], 252) + 3
+    return living
 
 
 class _Server(ThreadingHTTPServer):
