@@ -108,8 +108,8 @@ def find_recent(settings: Settings, bundle: Bundle, *, include_anomalous: bool) 
 
 def _commanded(state: Path, base: float | None) -> float | None:
     """The threshold that a command has put in the place of ``base``."""
-    with suppress(OSError, ValidationError):
-        override = thresholds.Override.model_validate_json((state / thresholds.FILE).read_bytes())
+    with suppress(OSError, ValidationError), (state / thresholds.FILE).open("rb") as file:
+        override = thresholds.Override.model_validate_json(file.read(thresholds.MAX_FILE_BYTES))
         return override.threshold if override.replaces.threshold == base else None
     return None
 

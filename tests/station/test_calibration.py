@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from station.calibration import (
+    MAX_KEPT_SCORES,
     SHAPE_PRIOR_WEIGHT,
     CalibrationError,
     Tail,
@@ -21,6 +22,7 @@ from station.calibration import (
     load_calibration,
     odds,
     roc,
+    thinned,
 )
 from station.settings import JudgeSettings
 from tests.support.bundles import make_bundle
@@ -219,6 +221,40 @@ def test_calibration_survives_the_file(bundle, tmp_path):
     path.write_text(calibration.model_dump_json(by_alias=True))
     assert load_calibration(path, bundle) == calibration
     assert json.loads(path.read_text())["lambda"] == bundle.manifest.lambda_
+
+
+def test_calibration_from_before_scores_were_kept_is_read(bundle, tmp_path):
+    fields = json.loads(make_calibration(bundle).model_dump_json(by_alias=True))
+    del fields["good_scores"]
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(fields))
+    assert load_calibration(path, bundle).good_scores is None
+
+
+@pytest.mark.parametrize("scores", ["[NaN]", "[1e999]", '["many"]', json.dumps([1.0] * (MAX_KEPT_SCORES + 1))])
+def test_good_scores_that_are_none_are_refused(bundle, tmp_path, scores):
+    text = make_calibration(bundle, good_scores=(1.5,)).model_dump_json(by_alias=True)
+    path = tmp_path / "calibration.json"
+    path.write_text(text.replace("[1.5]", scores))
+    with pytest.raises(CalibrationError, match=r"calibration.json: good_scores"):
+        load_calibration(path, bundle)
+
+
+@pytest.mark.parametrize("n", [1, 999, MAX_KEPT_SCORES, 1001, 123_456])
+def test_good_scores_are_thinned_evenly_and_keep_their_order(n):
+    kept = thinned(np.arange(n) * 1.0)
+    assert len(kept) == min(n, MAX_KEPT_SCORES)
+    assert kept[0] == 0
+    assert kept[-1] == pytest.approx(n - 1, rel=1e-5)
+    if n > 1:
+        steps = np.diff(kept)
+        assert steps.min() >= n // MAX_KEPT_SCORES
+        assert steps.max() <= n // MAX_KEPT_SCORES + 2
+
+
+def test_a_thousand_good_scores_leave_the_file_small(bundle):
+    scores = thinned(np.random.default_rng(0).gumbel(1e5, 1e4, 5000))
+    assert len(make_calibration(bundle, good_scores=scores).model_dump_json(by_alias=True)) < 2**14
 
 
 def test_calibration_of_another_bundle_is_refused(bundle, tmp_path):
