@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,12 @@ from hypothesis import strategies as st
 
 from station.control import MAX_PAYLOAD
 from station.messages import Reply, Status
-from tests.e2e.test_station_run import PREFIX, Line, write_config
+from tests.e2e.test_station_run import PREFIX, Line, wait_for_log, write_config
 from tests.faults.conftest import Fault
 from tests.station.test_control import PAYLOADS, truly_good
 from tests.support.desk import Desk
 from tests.support.mjpeg_server import MjpegServer
-from tests.support.mosquitto import Mosquitto
+from tests.support.mosquitto import HOST, Mosquitto, need
 from tests.support.station_process import StationProcess
 
 pytestmark = pytest.mark.e2e
@@ -223,6 +224,28 @@ def test_flood(tmp_path: Path, fault: Fault) -> None:
         assert seen == UNMOVED
         assert 1 <= obeyed <= limit
         assert len(answers) - obeyed <= seconds + 1
+
+
+def test_property_that_the_client_library_refuses(tmp_path: Path, fault: Fault) -> None:
+    """MQTT 5 allows U+FEFF and Mosquitto forwards it; paho-mqtt takes it for a malformed packet and hangs up."""
+    fault.injected = "a command with U+FEFF in its response topic, at which paho-mqtt breaks the connection off"
+    fault.expected = f"a new connection, commands are answered again; {UNMOVED}"
+    with scene(tmp_path) as found:
+        publish = [need("mosquitto_pub"), "-V", "5", "-h", HOST, "-p", str(found.broker.port), "-q", "1"]
+        topic = ["-t", f"{PREFIX}/cmd/resume", "-D", "publish", "response-topic", "desk\ufeff"]
+        subprocess.run([*publish, *topic, "-m", "{}"], check=True, timeout=20)
+        wait_for_log(found.process, "connection lost")
+        deadline = time.monotonic() + 60
+        while not found.desk.replies("resume") and time.monotonic() < deadline:  # it may be asked before it is back
+            found.desk.send("resume")
+            time.sleep(0.5)
+        ok = any(reply.ok for reply in found.desk.replies("resume"))
+        back = found.process.log.count("connected to the broker") > 1
+        fault.seen = (
+            f"{'a new' if back else 'no new'} connection, commands are {'answered again' if ok else 'not answered'}; "
+            f"{found.seen()}"
+        )
+        assert fault.seen == fault.expected
 
 
 def test_unauthorised(tmp_path: Path, fault: Fault) -> None:
