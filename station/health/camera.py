@@ -285,18 +285,6 @@ def _flicker_of(brightness: Sequence[float]) -> float:
 
 
 @final
-class _Healthy:
-    """A profile, made ready for comparing."""
-
-    def __init__(self, profile: CameraProfile | None) -> None:
-        self.profile = profile
-        height, width = (profile.frame_height, profile.frame_width) if profile else (None, None)
-        self.size = (height, width) if height and width else None
-        reference = profile.landmarks if profile else None
-        self.landmarks = Landmarks(reference) if reference is not None else None
-
-
-@final
 class CameraWatch:
     """Looks at every frame before it is inspected.
 
@@ -316,19 +304,18 @@ class CameraWatch:
         """
         self.fault: Fault | None = None
         self.reading: Reading | None = None
+        self._profile = profile
         self._settings = settings
-        self._healthy = _Healthy(profile)
-        self._first_size: tuple[int, int] | None = None
+        self._off = frozenset(settings.ignore) | (profile.blind.keys() if profile else set())
+        self._size = (profile.frame_height, profile.frame_width) if profile and profile.frame_height else None
+        landmarks = profile.landmarks if profile else None
+        self._landmarks = Landmarks(landmarks) if landmarks is not None else None
         self._before: UInt8Array | None = None
         self._same = 0  # frames that repeated the one before
         self._same_since = 0.0
         self._brightness: deque[float] = deque(maxlen=_FLICKER_FRAMES)
         self._good = 0  # frames since the last faulty one
         self._good_since = 0.0
-
-    def use(self, profile: CameraProfile | None) -> None:
-        """Judge by another profile from the next frame on; from any thread."""
-        self._healthy = _Healthy(profile)
 
     def check(self, frame: Frame) -> Fault | None:
         """What makes this frame unfit for inspection; None if nothing does."""
@@ -340,12 +327,11 @@ class CameraWatch:
         return found
 
     def _find(self, frame: Frame, reading: Reading, same_for: float) -> Fault | None:
-        healthy = self._healthy  # once, as another thread may exchange it
-        profile = healthy.profile
+        profile = self._profile
         candidates = [
-            self._wrong_size(frame, reading, healthy),
+            self._wrong_size(frame, reading),
             Fault("camera-truncated", frame.damage) if frame.damage else None,
-            self._flicker(profile),
+            self._flicker(),
             _light(reading, profile, self._margin("camera-black", "camera-dark", "camera-saturated", "camera-bright")),
             self._frozen(same_for),
         ]
@@ -353,21 +339,21 @@ class CameraWatch:
             candidates += [
                 _colours(reading, profile),
                 _blurred(reading, profile, self._margin("camera-blurred")),
-                self._moved(reading, healthy.landmarks, profile.likeness),
+                self._moved(reading, profile),
             ]
-        off = (*self._settings.ignore, *(profile.blind if profile else ()))
-        return next((fault for fault in candidates if fault and fault.code not in off), None)
+        return next((fault for fault in candidates if fault and fault.code not in self._off), None)
 
     def _margin(self, *codes: str) -> float:
         return RELEASE if self.fault and self.fault.code in codes else 1.0
 
-    def _wrong_size(self, frame: Frame, reading: Reading, healthy: "_Healthy") -> Fault | None:
-        wanted = healthy.size
-        if wanted is None and healthy.profile is None and not frame.name:  # files may have any size
-            wanted = self._first_size = self._first_size or reading.size
-        if wanted is None or reading.size == wanted:
+    def _wrong_size(self, frame: Frame, reading: Reading) -> Fault | None:
+        if self._size is None:
+            if frame.name or self._profile:  # files may have any size
+                return None
+            self._size = reading.size
+        if reading.size == self._size:
             return None
-        (height, width), (wanted_height, wanted_width) = reading.size, wanted
+        (height, width), (wanted_height, wanted_width) = reading.size, self._size
         return Fault("camera-size", f"{width} x {height} pixels instead of {wanted_width} x {wanted_height}")
 
     def _watch_for_repeats(self, frame: Frame) -> float:
@@ -386,23 +372,23 @@ class CameraWatch:
             return None
         return Fault("camera-frozen", f"the same picture for {same_for:.0f} s")
 
-    def _moved(self, reading: Reading, landmarks: Landmarks | None, likeness: float) -> Fault | None:
-        if landmarks is None:
+    def _moved(self, reading: Reading, profile: CameraProfile) -> Fault | None:
+        if self._landmarks is None:
             return None
-        shift = moved(reading.small, landmarks, likeness, self._margin("camera-moved"))
+        shift = moved(reading.small, self._landmarks, profile.likeness, self._margin("camera-moved"))
         if shift is None:
             return None
         scale = max(reading.size) / max(reading.small.shape)
         right, down = round(scale * shift[1]), round(scale * shift[0])
         return Fault("camera-moved", f"the view has shifted by {right:+} pixels to the right and {down:+} down")
 
-    def _flicker(self, profile: CameraProfile | None) -> Fault | None:
-        if profile is None or len(self._brightness) < _FLICKER_FRAMES:
+    def _flicker(self) -> Fault | None:
+        if self._profile is None or len(self._brightness) < _FLICKER_FRAMES:
             return None
         flicker = _flicker_of(self._brightness)
-        if flicker <= self._margin("camera-flicker") * max(_FLICKER, 2 * profile.flicker):
+        if flicker <= self._margin("camera-flicker") * max(_FLICKER, 2 * self._profile.flicker):
             return None
-        usual = math.expm1(profile.flicker)
+        usual = math.expm1(self._profile.flicker)
         return Fault(
             "camera-flicker",
             f"the brightness changes by {math.expm1(flicker):.0%} from frame to frame, usually {usual:.1%}",

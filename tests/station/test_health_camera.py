@@ -292,14 +292,6 @@ def test_a_fault_near_the_limit_does_not_flap(profile: CameraProfile) -> None:
     assert set(found) == {"camera-dark"}
 
 
-def test_another_profile_counts_from_the_next_frame_on(profile: CameraProfile) -> None:
-    line = Line(profile)
-    assert line.show(shifted(brown(0), 16, 0)) == "camera-moved"
-    line.watch.use(profile_of(shifted(brown(i), 16, 0) for i in range(30)))
-    assert line.show(shifted(brown(40), 16, 0)) is None
-    assert line.show(brown(41)) == "camera-moved"
-
-
 def test_a_rule_can_be_switched_off(profile: CameraProfile) -> None:
     line = Line(profile, ignore=["camera-black", "camera-dark", "camera-blurred"])
     assert line.show(dimmed(brown(0), 0)) is None
