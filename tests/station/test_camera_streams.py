@@ -13,6 +13,7 @@ from station.frames import Frame
 from station.settings import CameraSettings
 from tests.support.mjpeg_server import MjpegServer, number_of
 from tests.support.rtsp_camera import RtspCamera, why_no_rtsp_server
+from tests.support.webs import web
 
 PATIENCE = 30  # seconds until a test gives up waiting
 
@@ -97,6 +98,26 @@ def test_a_picture_cut_by_a_broken_connection_is_never_handed_over() -> None:
             if number % 8 == 7:
                 camera.drop(in_mid_picture=True)
         assert capture.stats.reconnects >= 4
+
+
+@pytest.mark.parametrize("lost", [0.1, 0.6])
+def test_a_jpeg_cut_short_in_a_stream_that_goes_on_is_told_damaged(lost: float) -> None:
+    """FFmpeg fills what is missing from the picture before, without a word: the picture would look like a seam."""
+    with (
+        MjpegServer(fps=50, picture=lambda number: web(number % 100)) as camera,
+        Capture(settings_for(camera.url, policy="every", read_timeout=5)) as capture,
+    ):
+        assert {next_frame(capture).damage for _ in range(40)} == {None}
+        camera.lost = lost
+        while (damage := next_frame(capture).damage) is None:
+            pass
+        assert "of the picture did not arrive" in damage
+        assert all(next_frame(capture).damage for _ in range(20)), "not one of them passes"
+        camera.lost = 0.0
+        while next_frame(capture).damage:
+            pass
+        assert {next_frame(capture).damage for _ in range(20)} == {None}
+        assert capture.stats.reconnects == 0
 
 
 def test_a_camera_that_comes_late_is_found() -> None:

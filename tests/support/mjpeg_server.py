@@ -68,12 +68,18 @@ class MjpegServer:
         self._cut = False
         self._stopped = threading.Event()
         self._numbers = itertools.count()
-        self._server = _Server(("127.0.0.1", port), self._handler())
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._address = ("127.0.0.1", port)
+        self._server = self._listening()
+
+    def _listening(self) -> "_Server":
+        server = _Server(self._address, self._handler())
+        self._address = ("127.0.0.1", server.server_address[1])
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        return server
 
     @property
     def port(self) -> int:
-        return int(self._server.server_address[1])
+        return self._address[1]
 
     @property
     def url(self) -> str:
@@ -99,6 +105,16 @@ class MjpegServer:
         self._cut = in_mid_picture
         self._epoch += 1
 
+    def unplug(self) -> None:
+        """Hang up and listen no more."""
+        self.drop()
+        self._close()
+
+    def plug_in(self) -> None:
+        """Listen again, on the same port."""
+        self._server = self._listening()
+        self._thread.start()
+
     def __enter__(self) -> "MjpegServer":
         self._thread.start()
         return self
@@ -109,6 +125,9 @@ class MjpegServer:
         self._stopped.set()
         self._flowing.set()
         self._epoch += 1
+        self._close()
+
+    def _close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
