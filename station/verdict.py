@@ -43,7 +43,8 @@ def read_verdict(settings: Settings, bundle: Bundle) -> Verdict:
     """
     calibration = load_calibration(settings.calibration, bundle, settings.judge) if settings.calibration else None
     if settings.judge.threshold is not None:
-        return Verdict(settings.judge.threshold, calibration, f"judge.threshold {settings.judge.threshold:g}")
+        source = f"judge.threshold for bundle {bundle.digest[:16]}"
+        return Verdict(settings.judge.threshold, calibration, source)
     if calibration is None:
         raise ValueError("neither judge.threshold nor a calibration")  # Settings refuses this
     digest = hashlib.sha256(calibration.model_dump_json(by_alias=True).encode()).hexdigest()
