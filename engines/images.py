@@ -9,6 +9,7 @@ import numpy as np
 
 from engines.engine import UInt8Array
 from engines.errors import ImageError
+from engines.files import open_regular
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 MAX_FILE_BYTES = 512 * 2**20
@@ -16,7 +17,7 @@ MAX_PIXELS = 2**28  # 16384 x 16384: 1.6 GB at 16 bits and three colours while d
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF_ORDER = {b"II*\0": "<", b"MM\0*": ">"}
-_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_SHORT = 256, 257, 3
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_TYPES = 256, 257, {3: "H", 4: "I"}
 _JPEG_START_OF_SCAN, _JPEG_NOT_A_FRAME = 0xDA, (0xC4, 0xC8, 0xCC)  # between SOF0 (C0) and SOF15 (CF)
 
 
@@ -54,10 +55,13 @@ def read_image(path: Path) -> UInt8Array:
         ImageError: the file cannot be read, is no such image, is cut off or absurdly large; names the file.
     """
     try:
-        with path.open("rb") as file:
+        # Resolved first: links are fine, data sets are made of them, but a pipe is no image and would never end.
+        with open(path.resolve(), "rb", opener=open_regular) as file:  # Path.open takes no opener
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
+    except RuntimeError as error:  # links in a circle, before Python 3.13
+        raise ImageError(f"{path}: cannot be read: {error}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"{path}: larger than {MAX_FILE_BYTES // 2**20} MiB")
     try:
@@ -109,6 +113,8 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in _JPEG_NOT_A_FRAME:
+            if size is not None:
+                raise ValueError("its JPEG header gives its size twice")
             size = struct.unpack_from(">HH", data, at + 5)
         at += 2 + struct.unpack_from(">H", data, at + 2)[0]
     if size is None:
@@ -123,7 +129,11 @@ def _tiff_size(data: bytes, order: str) -> tuple[int, int]:
     (entries,) = struct.unpack_from(order + "H", data, directory)
     size: dict[int, int] = {}
     for at in range(directory + 2, directory + 2 + 12 * entries, 12):
-        tag, kind = struct.unpack_from(order + "HH", data, at)
-        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT):
-            (size[tag],) = struct.unpack_from(order + ("H" if kind == _TIFF_SHORT else "I"), data, at + 8)
+        tag, kind, count = struct.unpack_from(order + "HHI", data, at)
+        if tag not in (_TIFF_WIDTH, _TIFF_HEIGHT):
+            continue
+        # Decoders know more types, and take one of two entries: both could hide another size than the one seen here.
+        if tag in size or kind not in _TIFF_TYPES or count != 1:
+            raise ValueError("its TIFF header does not give its size once and as a plain number")
+        (size[tag],) = struct.unpack_from(order + _TIFF_TYPES[kind], data, at + 8)
     return size[_TIFF_HEIGHT], size[_TIFF_WIDTH]

@@ -252,6 +252,16 @@ def test_a_zip_that_lies_about_its_size_unpacks_no_more_than_it_says(toy):
         read_bundle(toy.path)
 
 
+def test_an_archive_of_a_million_nothings_is_refused_before_it_is_listed(toy):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for number in range(65):
+            archive.writestr(f"{number}.npy", b"")
+    replace_selftest(toy.path, buffer.getvalue())
+    with pytest.raises(BundleError, match=r"selftest\.npz: not a self-test: the archive has more than 64 entries"):
+        read_bundle(toy.path)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

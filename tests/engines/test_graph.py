@@ -1,3 +1,5 @@
+import hashlib
+import json
 from contextlib import suppress
 
 import numpy as np
@@ -8,9 +10,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from engines import graph as graph_module
+from engines.bundle import read_bundle
 from engines.errors import BundleError
-from engines.graph import refuse_external_data
-from tests.support.bundles import toy_scorer
+from engines.graph import refuse_external_data, refuse_foreign_operators, refuse_untrusted_graph
+from tests.support.bundles import make_bundle, toy_scorer
+from train.graph_rules import RULES
 
 
 def external_tensor(name="w"):
@@ -132,7 +136,67 @@ def test_damage_ends_in_a_bundle_error_or_in_none(data):
     for _ in range(data.draw(st.integers(1, 5))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     with suppress(BundleError):  # any other error fails the test
-        refuse_external_data(bytes(damaged))
+        refuse_untrusted_graph(bytes(damaged))
 
 
 SERIALIZED = toy_scorer(16).SerializeToString()
+
+
+def with_node(node):
+    model = toy_scorer(16)
+    model.graph.node.append(node)
+    return model
+
+
+def looping():
+    body = helper.make_graph([helper.make_node("Abs", ["v"], ["w"])], "body", [], [])
+    return with_node(helper.make_node("Loop", ["turns", "go", "v"], ["w"], body=body))
+
+
+def with_function():
+    model = toy_scorer(16)
+    node = helper.make_node("Abs", ["x"], ["c"])
+    model.functions.append(helper.make_function("own", "F", ["x"], ["c"], [node], [helper.make_opsetid("", 17)]))
+    return model
+
+
+def inside_an_attribute():
+    inner = helper.make_graph([helper.make_node("RandomNormal", [], ["r"], shape=[1 << 40])], "g", [], [])
+    return with_node(helper.make_node("Abs", ["x"], ["y"], hidden=inner))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (looping(), "uses the operator 'Loop'"),
+        (with_node(helper.make_node("ConstantOfShape", ["s"], ["c"])), "uses the operator 'ConstantOfShape'"),
+        (with_node(helper.make_node("Abs", ["x"], ["y"], domain="com.microsoft")), "operators of 'com.microsoft'"),
+        (with_node(helper.make_node("é" * 100, ["x"], ["y"])), "uses the operator"),
+        (with_function(), "defines functions of its own"),
+        (inside_an_attribute(), "uses the operator 'RandomNormal'"),
+    ],
+)
+def test_programs_that_are_no_scorers_are_refused(model, message):
+    with pytest.raises(BundleError, match=message):
+        refuse_foreign_operators(model.SerializeToString())
+
+
+def test_graphs_without_end_are_refused(monkeypatch):
+    monkeypatch.setattr(graph_module, "MAX_NODES", 3)
+    with pytest.raises(BundleError, match="more than 3 nodes"):
+        refuse_foreign_operators(toy_scorer(16).SerializeToString())
+
+
+def test_all_that_is_exported_may_be_read():
+    assert RULES.keys() <= graph_module.OPERATORS
+
+
+def test_a_bundle_with_such_a_graph_is_refused(tmp_path):
+    path = make_bundle(tmp_path / "b", 16).path
+    scorer = looping().SerializeToString()
+    (path / "scorer.onnx").write_bytes(scorer)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["scorer.onnx"] = hashlib.sha256(scorer).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"scorer\.onnx: the scorer uses the operator 'Loop'"):
+        read_bundle(path)

@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from contextlib import suppress
@@ -127,6 +128,87 @@ def test_an_absurd_size_is_refused_before_decoding(tmp_path):
     )
     with pytest.raises(ImageError, match=r"bomb\.png: 30000 x 30000 pixels; at most"):
         read_image(path)
+
+
+def tiff(*entries):
+    """A TIFF of 4 x 4 grey pixels with these (tag, type, count, value) entries for its size."""
+    rest = [
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, 1, 200),
+        (277, 3, 1, 1),
+        (278, 4, 1, 4),
+        (279, 4, 1, 16),
+    ]
+    packed = b"".join(
+        struct.pack("<HHI", tag, kind, count)
+        + struct.pack("<I" if kind == 4 else "<HH", *([value] if kind == 4 else [value, 0]))
+        for tag, kind, count, value in (*entries, *rest)
+    )
+    return (b"II*\0" + struct.pack("<IH", 8, len(entries) + len(rest)) + packed + b"\0" * 4).ljust(
+        200, b"\0"
+    ) + b"\x80" * 16
+
+
+SIZE = ((256, 4, 1, 4), (257, 3, 1, 4))
+
+
+def test_the_tiff_that_is_altered_below_is_a_good_one(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(*SIZE))
+    assert read_image(path).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (((256, 4, 1, 60000), (256, 4, 1, 4), (257, 3, 1, 60000)), "does not give its size once"),
+        (((256, 16, 1, 4), (257, 3, 1, 4)), "does not give its size once"),  # 64 bits, which lie somewhere else
+        (((256, 4, 2, 4), (257, 3, 1, 4)), "does not give its size once"),
+        (((256, 4, 1, 60000), (257, 3, 1, 60000)), "60000 x 60000 pixels"),
+    ],
+)
+def test_a_tiff_cannot_hide_its_size(tmp_path, entries, message):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(*entries))
+    with pytest.raises(ImageError, match=message):
+        read_image(path)
+
+
+def test_absurd_sizes_of_the_other_formats_are_refused_before_decoding(save):
+    bmp = save("a.bmp", FLAT)
+    bmp.write_bytes(bmp.read_bytes()[:18] + struct.pack("<ii", 60000, -60000) + bmp.read_bytes()[26:])
+    jpeg = save("a.jpg", FLAT)
+    data = jpeg.read_bytes()
+    frame = data.index(b"\xff\xc0")
+    jpeg.write_bytes(data[: frame + 5] + struct.pack(">HH", 60000, 60000) + data[frame + 9 :])
+    for path in (bmp, jpeg):
+        with pytest.raises(ImageError, match="60000 x 60000 pixels; at most"):
+            read_image(path)
+
+
+def test_a_jpeg_gives_its_size_once(save):
+    path = save("a.jpg", FLAT)
+    data = path.read_bytes()
+    frame = data.index(b"\xff\xc0")
+    length = 2 + struct.unpack_from(">H", data, frame + 2)[0]
+    path.write_bytes(data[:frame] + data[frame : frame + length] + data[frame:])
+    with pytest.raises(ImageError, match="gives its size twice"):
+        read_image(path)
+
+
+def test_a_pipe_is_no_image_and_a_link_to_one_is(save, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "to-pipe.png").symlink_to("pipe.png")
+    for name in ("pipe.png", "to-pipe.png"):
+        with pytest.raises(ImageError, match="not a regular file"):
+            read_image(tmp_path / name)
+    (tmp_path / "link.png").symlink_to(save("a.png", COLOUR))
+    np.testing.assert_array_equal(read_image(tmp_path / "link.png"), COLOUR)
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    with pytest.raises(ImageError, match=r"circle\.png: cannot be read"):
+        read_image(tmp_path / "circle.png")
 
 
 @given(st.data())
