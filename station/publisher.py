@@ -97,7 +97,7 @@ class Publisher:
         self._logins = 0
         self._window = WINDOW
         self._max_packet: int | None = None
-        self._refusal: str | None = None
+        self._refusals: dict[str, str] = {}  # in words, of topics that the broker last refused; all pictures are one
         self._hold_until = 0.0
         self._closed = False
         self._changed = threading.Condition()  # guards all from _latest on; never held while the outbox writes
@@ -198,7 +198,7 @@ class Publisher:
     @property
     def refusal(self) -> str | None:
         """That the broker last refused what we sent, ``code: words``; None: it takes it."""
-        return self._refusal
+        return next(iter(self._refusals.values()), None)
 
     def drain(self, timeout: float) -> bool:
         """Wait until everything handed over has been sent; False if ``timeout`` seconds were not enough."""
@@ -381,8 +381,7 @@ class Publisher:
             else:
                 if parcel.key:
                     self._outbox.done(parcel)
-                if parcel.qos:
-                    self._refusal = None
+                self._refusals.pop(_kind(parcel), None)
         with self._changed:
             for parcel, _ in settled:
                 self._arrived(parcel)
@@ -397,7 +396,7 @@ class Publisher:
             log.error("the broker refuses a message; check its access list", topic=parcel.topic, reason=str(reason))
         if held:
             self._hold_until = time.monotonic() + HOLD_SECONDS
-        self._refusal = f"broker-refuses: {parcel.topic}: {reason}; check the broker's access list"
+        self._refusals[_kind(parcel)] = f"broker-refuses: {parcel.topic}: {reason}; check the broker's access list"
 
     def _arrived(self, parcel: Parcel) -> None:
         if self._latest.get(parcel.topic) is parcel:
@@ -425,6 +424,10 @@ def _parcel(
         alert=alert,
         closes=closes,
     )
+
+
+def _kind(parcel: Parcel) -> str:
+    return "image" if parcel.is_image else parcel.topic
 
 
 def _properties(parcel: Parcel, client: mqtt.Client) -> Properties | None:

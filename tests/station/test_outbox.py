@@ -168,7 +168,7 @@ def test_pictures_make_room_first_then_the_oldest_alerts(tmp_path: Path, *, on_d
 
 def test_the_file_keeps_to_the_bound_and_shrinks_again(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, OutboxSettings(max_mib=8))
-    for number in range(300):
+    for number in range(150):
         outbox.put(parcel(f"p{number}", 150_000, image=True))
         outbox.put(parcel(f"a{number}", 700))
         if number % 3 == 0 and (first := outbox.first()) is not None:
@@ -505,7 +505,7 @@ def _mended() -> Iterator[None]:
     station.outbox._Store.writing = _writing
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from(["put", "put", "put", "done", "skip", "break", "mend", "tend", "restart"]), max_size=40)
 )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import queue
 import socket
 import threading
 import time
@@ -15,12 +16,14 @@ import trustme
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+import station.publisher
 from station.connection import Connection
-from station.messages import Alert, Rectangle, Score, Status
-from station.outbox import Outbox
+from station.messages import Alert, CameraHealth, DriftHealth, Health, Rectangle, Reply, Score, Status
+from station.outbox import Outbox, Parcel
 from station.publisher import SCORE_BACKLOG, Publisher
 from station.settings import MqttSettings, OutboxSettings, SettingsError, TlsSettings
 from tests.support.mosquitto import HOST, Mosquitto, Subscriber, free_port
+from tests.support.proxy import Proxy
 
 PREFIX = "station/v1/s/l/n"
 NOW = datetime(2024, 5, 1, 12, tzinfo=timezone.utc)
@@ -52,8 +55,8 @@ def alert(event: str, number: int = 1) -> Alert:
     )
 
 
-def make(port: int, **settings) -> Publisher:
-    outbox = Outbox(None, OutboxSettings())
+def make(port: int, outbox: Outbox | None = None, **settings) -> Publisher:
+    outbox = outbox if outbox is not None else Outbox(None, OutboxSettings())
     return Publisher(MqttSettings(host=HOST, port=port, **settings), PREFIX, "test-station", "abc", outbox)
 
 
@@ -190,6 +193,194 @@ def test_falls_back_on_a_broker_that_hangs_up_on_mqtt_5_without_a_word() -> None
     connection.stop(1)
     thread.join(5)
     server.close()
+
+
+def keys(subscriber: Subscriber, suffix: str) -> list[str]:
+    """Dedupe keys, in the order of their first coming."""
+    found = [dict(m.properties.UserProperty)["dedupe_key"] for m in subscriber.heard if m.topic.endswith(suffix)]
+    return list(dict.fromkeys(found))
+
+
+def test_alerts_and_pictures_carry_their_dedupe_key(broker: Mosquitto) -> None:
+    with Subscriber(broker.port) as subscriber:
+        publisher = make(broker.port)
+        publisher.start()
+        publisher.publish(alert("open"))
+        for jpeg in (b"one", b"two"):
+            publisher.publish_image("a1", jpeg)
+        assert publisher.drain(10)
+        subscriber.wait_for(lambda heard: len(heard) == 3)
+        assert keys(subscriber, "/alert") == [json.loads(subscriber.on("/alert")[0])["dedupe_key"]] == ["a1/open"]
+        assert [key.rpartition("/")[0] for key in keys(subscriber, "/image")] == ["a1/image", "a1/image"]
+        publisher.close(status("stopped"), 5)
+
+
+def test_what_is_on_its_way_keeps_its_order_when_the_connection_breaks(broker: Mosquitto, tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "state", OutboxSettings())
+    with Proxy(broker.port) as proxy, Subscriber(broker.port) as subscriber:
+        proxy.delay = 0.02
+        publisher = make(proxy.port, outbox)
+        publisher.start()
+        for number in range(300):
+            publisher.publish(alert("open", number))
+        for part in range(1, 4):
+            subscriber.wait_for(lambda _, part=part: len(keys(subscriber, "/alert")) > 60 * part)
+            proxy.cut()
+        assert publisher.drain(60)
+        subscriber.wait_for(lambda _: len(keys(subscriber, "/alert")) == 300)
+        assert keys(subscriber, "/alert") == [f"a{number}/open" for number in range(300)]
+        publisher.close(status("stopped"), 5)
+    outbox.close()
+
+
+def test_an_alert_that_a_killed_run_left_open_is_closed_once(broker: Mosquitto, tmp_path: Path) -> None:
+    killed = Outbox(tmp_path, OutboxSettings())
+    make(free_port(), killed).publish(alert("open"))
+    killed.close()
+    with Subscriber(broker.port) as subscriber:
+        for _ in range(2):
+            outbox = Outbox(tmp_path, OutboxSettings())
+            publisher = make(broker.port, outbox)
+            publisher.close_left_open()
+            publisher.start()
+            publisher.publish(status("online"))
+            assert publisher.drain(10)
+            assert publisher.close(status("stopped"), 5) == 0
+            outbox.close()
+        subscriber.wait_for(lambda _: len(subscriber.on("/status")) == 4)
+        heard = [Alert.model_validate_json(payload) for payload in subscriber.on("/alert")]
+    assert [(one.event, one.id, one.dedupe_key) for one in heard] == [
+        ("open", "a1", "a1/open"),
+        ("close", "a1", "a1/close/2"),
+    ]
+    assert heard[1].at > heard[0].at
+
+
+def test_an_alert_that_cannot_be_read_stays_open_and_is_forgotten(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, OutboxSettings())
+    outbox.put(Parcel("t", b"{}", 1, (), key="k", alert="a1"))
+    outbox.close()
+    outbox = Outbox(tmp_path, OutboxSettings())
+    with capture_logs() as logs:
+        make(free_port(), outbox).close_left_open()
+    assert [entry["id"] for entry in logs if entry["log_level"] == "error"] == ["a1"]
+    assert not outbox.left_open()
+    outbox.close()
+
+
+def test_commands_are_heard_after_every_log_in(broker: Mosquitto) -> None:
+    heard: queue.SimpleQueue[mqtt.MQTTMessage] = queue.SimpleQueue()
+    publisher = make(broker.port)
+    publisher.on_command = heard.put
+    publisher.start()
+    for _ in range(2):
+        broker.wait_for_subscription(f"{PREFIX}/cmd/+")
+        with Subscriber(broker.port) as desk:
+            desk._client.publish(f"{PREFIX}/cmd/pause/deeper", b"{}", qos=1)  # none of ours
+            desk._client.publish(f"{PREFIX}/cmd/pause", b"{}", qos=1, retain=True)
+            message = heard.get(timeout=20)
+        assert (message.topic, message.retain) == (f"{PREFIX}/cmd/pause", True), "retained ones must be known as such"
+        broker.kill()
+        broker.forget_log()
+        broker.start()
+    publisher.close(status("stopped"), 5)
+
+
+def test_replies_and_snapshots_go_where_they_are_wanted(broker: Mosquitto) -> None:
+    with Subscriber(broker.port) as subscriber:
+        publisher = make(broker.port)
+        publisher.start()
+        publisher.publish_reply(Reply(verb="pause", ok=True), None, None)
+        publisher.publish_reply(Reply(verb="pause", ok=True), "desk/7", b"\x00\x07")
+        publisher.publish_volatile_image("snapshot/1/image", b"jpeg")
+        assert publisher.drain(10)
+        subscriber.wait_for(lambda heard: len(heard) == 3)
+        assert [m.topic for m in subscriber.heard] == [f"{PREFIX}/reply/pause", "desk/7", f"{PREFIX}/snapshot/1/image"]
+        assert subscriber.heard[1].properties.CorrelationData == b"\x00\x07"
+        assert [json.loads(m.payload)["seq"] for m in subscriber.heard[:2]] == [1, 2]
+        publisher.close(status("stopped"), 5)
+
+
+def test_of_health_only_the_last_waits(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    publisher = make(broker.port)
+    publisher.start()
+    for uptime in (1.0, 2.0, 3.0):
+        publisher.publish(health(uptime))
+    publisher.publish(score(1))
+    publisher.publish(alert("open"))
+    assert publisher.queued["scores"] == 1
+    assert publisher.queued["outbox"] == 1
+    with broker, Subscriber(broker.port) as subscriber:
+        assert publisher.drain(20)
+        subscriber.wait_for(lambda heard: len(heard) == 3)
+        assert [json.loads(payload)["uptime_s"] for payload in subscriber.on("/health")] == [3.0]
+        assert publisher.queued == {"scores": 0, "outbox": 0, "outbox_bytes": 0}
+        assert publisher.dropped == {"scores": 0, "alerts": 0, "images": 0}
+        publisher.close(status("stopped"), 5)
+
+
+def health(uptime: float) -> Health:
+    drift = DriftHealth(state="unknown", direction=None, effect=None, p_value=None, frames=0)
+    camera = CameraHealth(
+        connected=True, fault=None, frames=1, reconnects=0, fps=None, brightness=None, sharpness=None, noise=None
+    )
+    return Health(
+        session="abc",
+        state="online",
+        uptime_s=uptime,
+        inspected=1,
+        camera=camera,
+        drift=drift,
+        stages_ms={},
+        queued={},
+        dropped={},
+        temperatures_c={},
+        resident_bytes=1,
+    )
+
+
+def test_a_refused_alert_waits_until_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(station.publisher, "HOLD_SECONDS", 0.3)
+    acl = tmp_path / "acl"
+    acl.write_text(f"topic readwrite {PREFIX}/status\ntopic read #\n")
+    with Mosquitto(tmp_path, options=[f"acl_file {acl}"]) as broker:
+        publisher = make(broker.port)
+        publisher.start()
+        publisher.publish(alert("open"))
+        publisher.publish(status("online"))  # is let through meanwhile
+        assert not publisher.drain(1)
+        assert publisher.refusal == f"broker-refuses: {PREFIX}/alert: Not authorized; check the broker's access list"
+        assert (publisher.queued["outbox"], publisher.dropped["alerts"]) == (1, 0)
+        broker.kill()
+        acl.write_text("topic readwrite #\n")
+        broker.start()
+        with Subscriber(broker.port) as subscriber:
+            assert publisher.drain(20)
+            subscriber.wait_for(lambda _: subscriber.on("/alert"))
+        assert publisher.refusal is None
+        publisher.close(status("stopped"), 5)
+
+
+def test_a_refused_picture_goes_and_is_counted(tmp_path: Path) -> None:
+    acl = tmp_path / "acl"
+    acl.write_text(f"topic readwrite {PREFIX}/status\ntopic readwrite {PREFIX}/alert\n")
+    with Mosquitto(tmp_path, options=[f"acl_file {acl}"]) as broker:
+        publisher = make(broker.port)
+        publisher.start()
+        publisher.publish(alert("open"))
+        publisher.publish_image("a1", b"jpeg")
+        publisher.publish(alert("close"))
+        assert publisher.drain(10)
+        assert publisher.refusal is not None
+        assert f"{PREFIX}/alert/a1/image" in publisher.refusal
+        assert publisher.dropped == {"scores": 0, "alerts": 0, "images": 1}
+        publisher.close(status("stopped"), 5)
+
+
+def test_a_password_file_that_cannot_be_read_is_a_settings_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"mqtt\.password_file = .*missing: cannot be read"):
+        make(1, password_file=tmp_path / "missing")
 
 
 def test_wrong_password_is_told_and_is_no_connection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -87,6 +87,10 @@ class Mosquitto:
                 raise AssertionError(f"nobody has subscribed to {topic}:\n{self._log.read_text()}")
             time.sleep(0.02)
 
+    def forget_log(self) -> None:
+        """For ``wait_for_subscription``, after ``kill``."""
+        self._log.write_text("")
+
     def pause(self) -> None:
         """Stop it in its tracks: connections stand, nothing is answered."""
         assert self._process
