@@ -55,8 +55,20 @@ def alert(event: str, number: int = 1) -> Alert:
     )
 
 
+_outboxes: list[Outbox] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while _outboxes:
+        _outboxes.pop().close()
+
+
 def make(port: int, outbox: Outbox | None = None, **settings) -> Publisher:
-    outbox = outbox if outbox is not None else Outbox(None, OutboxSettings())
+    if outbox is None:
+        outbox = Outbox(None, OutboxSettings())
+        _outboxes.append(outbox)
     return Publisher(MqttSettings(host=HOST, port=port, **settings), PREFIX, "test-station", "abc", outbox)
 
 
