@@ -32,6 +32,7 @@ from tests.support import camera_faults as faults
 Images = Sequence[UInt8Array]
 Spoil = Callable[[UInt8Array, int], UInt8Array]
 
+SPOILT = 150  # frames at most that each fault is laid on
 SEQUENCE = 60  # frames of a fault that only a sequence shows
 FPS = 25
 
@@ -69,7 +70,7 @@ def main() -> None:
         "sample line, rails, tinted": _sample_line(lambda image: faults.railed(faults.tinted(image, 0.8, 1.2)))
     }
     results = {name: _measure(name, *images) for name, images in materials.items()}
-    results["cost_ms_1920x1080"] = _cost()
+    results["measure_ms_1920x1080"] = _cost()
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     _show(results)
 
@@ -108,7 +109,8 @@ def _measure(name: str, good: Images, defects: Images) -> dict[str, object]:
             frames[kind] += len(images)
             fired[kind].update(_fired(profile, images))
         for fault, (codes, spoil) in track(PER_FRAME.items(), f"{name}: frames"):
-            detected[fault].append(np.mean([_found(profile, [spoil(image, 0)]) in codes.split() for image in others]))
+            chosen = others[:: -(-len(others) // SPOILT)]
+            detected[fault].append(np.mean([_found(profile, [spoil(image, 0)]) in codes.split() for image in chosen]))
         for fault, (codes, spoil) in track(IN_SEQUENCE.items(), f"{name}: sequences"):
             runs = [others[i : i + SEQUENCE] for i in range(0, len(others) - SEQUENCE + 1, SEQUENCE)]
             detected[fault].append(

@@ -71,6 +71,12 @@ class Range(_Model):
     low: float
     high: float
 
+    @model_validator(mode="after")
+    def _in_order(self) -> "Range":
+        if self.low > self.high:
+            raise ValueError("low is more than high")
+        return self
+
     @property
     def span(self) -> float:
         """From the lowest to the highest."""
@@ -94,7 +100,7 @@ class CameraProfile(_Model):
     textured: Range = Field(description="Share of the tiles that have texture.")
     noise: Range
     colour: Range
-    flicker: float = Field(ge=0, description="Logarithm of the brightness from frame to frame: the usual change.")
+    flicker: float = Field(ge=0, le=10, description="Usual swing of the brightness from frame to frame, its logarithm.")
     reference: Annotated[Base64Bytes, Field(max_length=_MAX_REFERENCE)] | None = Field(
         default=None, description="Mean of the frames, grey, made small: where the landmarks are. Null: there are none."
     )
@@ -275,13 +281,16 @@ def _blurred(reading: Reading, profile: CameraProfile, margin: float) -> Fault |
 
 
 def _flicker_of(brightness: Sequence[float]) -> float:
-    """The highest flicker in any window of frames in the order of capture."""
-    logs = np.log(np.maximum(brightness, 8.0))
-    if len(logs) < 2:
+    """The highest flicker in any window of frames in the order of capture: the median swing up and down.
+
+    A step that goes on in the same direction counts as none: so brightness changes when a large defect passes.
+    """
+    if len(brightness) < 3:
         return 0.0
-    steps = np.abs(np.diff(logs))
-    window = min(_FLICKER_FRAMES - 1, len(steps))
-    return float(np.median(np.lib.stride_tricks.sliding_window_view(steps, window), axis=1).max())
+    steps = np.diff(np.log(np.maximum(brightness, 8.0)))
+    swings = np.where(steps[1:] * steps[:-1] < 0, np.minimum(np.abs(steps[1:]), np.abs(steps[:-1])), 0.0)
+    window = min(_FLICKER_FRAMES - 2, len(swings))
+    return float(np.median(np.lib.stride_tricks.sliding_window_view(swings, window), axis=1).max())
 
 
 @final

@@ -120,7 +120,7 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
         plant = Plant(folder, camera, subscriber)
         plant.calibrate(broker)
         with StationProcess(plant.config, folder / "log") as process:
-            plant.wait(lambda: plant.state() == ("online", ""))
+            plant.wait(lambda: plant.state() == ("online", "") and plant.healths())
             yield plant
             process.signal(signal.SIGTERM)
             assert process.wait() == 0

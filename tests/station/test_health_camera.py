@@ -167,7 +167,13 @@ def test_the_profile_goes_through_json_and_a_broken_one_is_refused(profile: Came
     assert CameraProfile.model_validate_json(text) == profile
     assert len(text) < 40_000
     fields = json.loads(text)
-    for key, value in (("reference_height", 3), ("reference_width", 10**6), ("flicker", "NaN"), ("blind", {"x": "y"})):
+    for key, value in (
+        ("reference_height", 3),
+        ("reference_width", 10**6),
+        ("flicker", "NaN"),
+        ("noise", {"low": 2, "high": 1}),
+        ("blind", {"x": "y"}),
+    ):
         with pytest.raises(ValidationError):
             CameraProfile.model_validate_json(json.dumps(fields | {key: value}))
 
@@ -279,6 +285,13 @@ def test_flicker_is_known_when_the_brightness_keeps_changing(profile: CameraProf
 def test_one_step_of_light_is_no_flicker(profile: CameraProfile) -> None:
     line = Line(profile)
     assert [line.show(overexposed(brown(i), 1.0 if i < 20 else 1.08)) for i in range(40)] == [None] * 40
+
+
+def test_missing_material_that_comes_in_slowly_is_no_flicker(profile: CameraProfile) -> None:
+    line = Line(profile)
+    shares = [min(i, 40 - i) / 22 for i in range(41)]
+    pictures = [railed(tinted(hole(web(i), share, 8), 0.8, 1.2), i) for i, share in enumerate(shares)]
+    assert [line.show(picture) for picture in pictures] == [None] * 41
 
 
 def test_a_fault_near_the_limit_does_not_flap(profile: CameraProfile) -> None:
