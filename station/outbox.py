@@ -34,6 +34,7 @@ ASIDE_KEPT = 2  # damaged files; older ones are deleted, or they would fill the 
 _LOCK_SECONDS = 0.2  # to wait for another program that holds the file
 _VACUUM_PAGES = 256
 _MAGIC = b"SQLite format 3\0"
+_WAL_MAGIC = b"\x37\x7f\x06"  # its fourth byte tells the machine's byte order
 _ROWS = 2**40  # more than a file will ever have
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS parcels (
@@ -528,6 +529,9 @@ class _Store:
                 raise _VanishedError(f"another file is in the place of {path.name}")
         if os.pread(self._file, len(_MAGIC), 0) != _MAGIC:
             raise _DamagedError("no SQLite file any more")
+        with _wal(self._path).open("rb") as log_:
+            if log_.read(len(_WAL_MAGIC)) not in (b"", _WAL_MAGIC):
+                raise _DamagedError("the write-ahead log is none any more")
 
     @contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[None]:

@@ -423,6 +423,17 @@ def test_damaged_while_running_saves_what_can_be_read(outbox: Outbox, file: Path
     outbox.close()
 
 
+def test_a_log_damaged_while_running_is_noticed_and_the_next_alert_safe(outbox: Outbox, file: Path) -> None:
+    outbox.put(parcel("a"))
+    overwrite(file.with_name(f"{FILE}-wal"))
+    outbox.put(parcel("b"))
+    assert outbox.trouble is not None
+    assert outbox.trouble.startswith("outbox-corrupt: ")
+    outbox = reopen(outbox, file)
+    assert drain(outbox)[-1] == "b"
+    outbox.close()
+
+
 def test_a_message_that_is_not_what_was_written_is_never_sent(outbox: Outbox, file: Path) -> None:
     """SQLite itself does not notice a flipped bit in a picture."""
     for number in range(3):
