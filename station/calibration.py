@@ -15,9 +15,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engines.bundle import Bundle
+from engines.files import open_regular
 from station.health.camera import CameraProfile
 from station.settings import JudgeSettings, Roi
 
@@ -98,6 +99,13 @@ class ScoreSummary(_Model):
     mean: float
     std: float = Field(ge=0)
     quantiles: dict[str, float] = Field(description="Score by probability, '0' (lowest) to '1' (highest).")
+
+    @field_validator("quantiles")
+    @classmethod
+    def _those_that_are_used(cls, quantiles: dict[str, float]) -> dict[str, float]:
+        if missing := {"0.5", "1"} - quantiles.keys():
+            raise ValueError(f"lacks {', '.join(sorted(missing))}")
+        return quantiles
 
     @property
     def median(self) -> float:
@@ -385,12 +393,14 @@ def load_calibration(path: Path, bundle: Bundle, judge: JudgeSettings | None = N
         CalibrationError: missing, damaged, or made for something else.
     """
     try:
-        with path.open("rb") as file:
+        with open(path.resolve(), "rb", opener=open_regular) as file:  # links are fine, a pipe would never end
             text = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise CalibrationError(f"{path}: no such calibration; `station calibrate` writes it") from None
     except OSError as error:
         raise CalibrationError(f"{path}: cannot be read: {error.strerror}") from error
+    except RuntimeError as error:  # links in a circle, before Python 3.13
+        raise CalibrationError(f"{path}: cannot be read: {error}") from error
     if len(text) > MAX_FILE_BYTES:
         raise CalibrationError(f"{path}: larger than {MAX_FILE_BYTES // 2**20} MiB; this is no calibration")
     try:
