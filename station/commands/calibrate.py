@@ -105,7 +105,10 @@ def calibrate(
     ] = None,
     from_recent: Annotated[
         bool,
-        typer.Option("--from-recent", help="Take the good frames that the running station of --config has kept."),
+        typer.Option(
+            "--from-recent",
+            help="Take the good frames that the station of --config has kept; the budget of false alarms stays.",
+        ),
     ] = False,
     include_anomalous: Annotated[
         bool,
