@@ -1,5 +1,7 @@
 """The plant's side of a station: software that must not miss an alert, and defects that pass one after the other."""
 
+import hashlib
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -60,15 +62,13 @@ class Ledger:
         with self._changed:
             for message in self.heard:
                 if message.topic.endswith(suffix):
-                    assert message.key, f"no dedupe key: {message.topic}"
                     first = found.setdefault(message.key, message)
                     assert first == message, f"one key, two messages: {message.key}"
         return found
 
     def _take(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
-        properties = dict(getattr(message.properties, "UserProperty", []))
         with self._changed:
-            self.heard.append(Heard(message.topic, message.payload, properties.get("dedupe_key", "")))
+            self.heard.append(Heard(message.topic, message.payload, _dedupe_key(message)))
             self._changed.notify_all()
 
     def __enter__(self) -> Self:
@@ -84,6 +84,16 @@ class Ledger:
     ) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+
+
+def _dedupe_key(message: mqtt.MQTTMessage) -> str:
+    properties = dict(getattr(message.properties, "UserProperty", []))
+    if "dedupe_key" in properties:
+        return str(properties["dedupe_key"])
+    # Sent with MQTT 3.1.1, which has no properties: as docs/decisions/0040-outbox.md tells a subscriber to do.
+    if message.topic.endswith("/alert"):
+        return str(json.loads(message.payload)["dedupe_key"])
+    return f"{message.topic} {hashlib.sha256(message.payload).hexdigest()}"
 
 
 @dataclass(frozen=True)
