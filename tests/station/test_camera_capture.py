@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from station.camera import CameraError, Capture, EndOfStream, Picture
+from station.camera.source import StalledError, UnpluggedError
 from station.frames import Frame
 from station.settings import CameraSettings
 from tests.support.mjpeg_server import number_of, numbered_picture
@@ -163,17 +164,18 @@ def test_a_live_camera_may_be_missing_at_start_and_come_back_later() -> None:
         finish.set()
 
 
-def test_a_missing_camera_is_told_with_its_reason_and_for_how_long() -> None:
+@pytest.mark.parametrize("kind", [CameraError, StalledError, UnpluggedError])
+def test_a_missing_camera_is_told_with_its_reason_and_for_how_long(kind: type[CameraError]) -> None:
     def missing() -> Iterator[int]:
-        raise CameraError("unplugged")
+        raise kind("no such device")
 
     clock = Clock()
     patient = LIVE.model_copy(update={"reconnect_min": PATIENCE, "reconnect_max": PATIENCE})
     with Capture(patient, source=ScriptedSource(missing, live=True), clock=clock) as capture:
         wait_until(lambda: capture.stats.fault is not None)
-        assert (capture.stats.fault, capture.stats.connected) == ("unplugged", False)
+        assert (capture.stats.fault, capture.stats.connected) == (f"{kind.code}: no such device", False)
         clock.now += 12
-        assert capture.stats.fault == "no frame for 12 s: unplugged"
+        assert capture.stats.fault == f"{kind.code}: no frame for 12 s: no such device"
 
 
 def test_pauses_grow_to_the_longest_and_are_jittered() -> None:
