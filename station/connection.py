@@ -175,6 +175,8 @@ class Connection:
     def _on_socket_open(self, client: mqtt.Client, _data: object, wire: object) -> None:
         self._answered = False
         if isinstance(wire, socket.socket):  # else paho's own of WebSockets, which we do not use
+            # Small messages that await acknowledgements: Nagle's algorithm would hold each back for up to 40 ms.
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._alarm = threading.Timer(_ANSWER_SECONDS, self._hang_up, (client, wire))
             self._alarm.daemon = True
             self._alarm.start()

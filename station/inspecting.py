@@ -187,14 +187,14 @@ class InspectThread:
             self._publish(event)
 
     def _publish(self, event: AlertEvent) -> None:
-        publisher, alerts = self._around.publisher, self._settings.alerts
-        self.alerts += event.event == "open"
-        publisher.publish(alert_message(event, self._settings.topic_prefix))
-        log.info("alert", change=event.event, id=event.id, peak_score=event.peak.score, last_frame=event.last_frame)
+        alerts, jpeg = self._settings.alerts, None
         if event.new_peak:
             peak = event.peak
             picture = draw(peak.frame.image, peak.inspection, event.threshold, peak.boxes)
-            publisher.publish_image(event.id, encode_jpeg(picture, alerts.image_max_side, alerts.image_quality))
+            jpeg = encode_jpeg(picture, alerts.image_max_side, alerts.image_quality)
+        self.alerts += event.event == "open"
+        self._around.publisher.publish_alert(alert_message(event, self._settings.topic_prefix), jpeg)
+        log.info("alert", change=event.event, id=event.id, peak_score=event.peak.score, last_frame=event.last_frame)
 
 
 class _BuildStoppedError(Exception):

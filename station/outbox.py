@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -168,25 +168,25 @@ class Outbox:
             return f"outbox-full: {self._max_bytes >> 20} MiB (outbox.max_mib) wait for the broker: the oldest is lost"
         return None
 
-    def put(self, parcel: Parcel) -> None:
-        """Take a parcel. With a working disk it is safe there when this returns."""
+    def put(self, *parcels: Parcel) -> None:
+        """Take parcels, together or not at all. With a working disk they are safe there when this returns."""
         with self._lock:
-            if self._closed or not self._make_room(parcel):
-                self._count(image=parcel.is_image)
-                return
+            kept = [parcel for parcel in parcels if self._admit(parcel)]
             if self._disk is not None and not len(self._memory):
                 try:
                     self._disk.check()
                     with self._disk.writing(durable=True):
-                        self._disk.put(parcel)
-                        self._disk.keep_open_alert(parcel)
+                        for parcel in kept:
+                            self._disk.put(parcel)
+                            self._disk.keep_open_alert(parcel)
                 except _FAILURES as error:
                     self._lose_disk(error)
                 else:
-                    self._note(parcel)
+                    self._note(kept)
                     return
-            self._memory.put(parcel)
-            self._note(parcel)
+            for parcel in kept:
+                self._memory.put(parcel)
+            self._note(kept)
             self._move()
 
     def first(self, but: Collection[str] = ()) -> Parcel | None:
@@ -261,12 +261,13 @@ class Outbox:
 
     # --- all below: under the lock ---
 
-    def _note(self, parcel: Parcel) -> None:
-        if parcel.closes:
-            self._open.pop(parcel.alert, None)
-            self._left_open.pop(parcel.alert, None)
-        elif parcel.alert:
-            self._open[parcel.alert] = OpenAlert(parcel.alert, parcel.topic, parcel.payload)
+    def _note(self, parcels: Iterable[Parcel]) -> None:
+        for parcel in parcels:
+            if parcel.closes:
+                self._open.pop(parcel.alert, None)
+                self._left_open.pop(parcel.alert, None)
+            elif parcel.alert:
+                self._open[parcel.alert] = OpenAlert(parcel.alert, parcel.topic, parcel.payload)
 
     def _delete(self, key: str) -> bool:
         if self._closed:
@@ -279,6 +280,12 @@ class Outbox:
             except _FAILURES as error:
                 self._lose_disk(error)
         return self._memory.delete(key)
+
+    def _admit(self, parcel: Parcel) -> bool:
+        if not self._closed and self._make_room(parcel):
+            return True
+        self._count(image=parcel.is_image)
+        return False
 
     def _make_room(self, parcel: Parcel) -> bool:
         """Whether there is room: the oldest pictures go first, then the oldest alerts."""

@@ -111,14 +111,11 @@ class Publisher:
         self._thread.start()
 
     def publish(self, message: _Kind) -> _Kind:
-        """Number the message and hand it over; never waits for the broker. Returns it as it will be sent."""
+        """Number a message that may be lost, and hand it over. Returns it as it will be sent."""
         with self._order:
             self._seq += 1
             numbered = message.model_copy(update={"seq": self._seq})
             topic = f"{self._prefix}/{message.topic}"
-            if isinstance(numbered, Alert):
-                self._put(topic, numbered)
-                return numbered
             parcel = _parcel(topic, numbered)
             with self._changed:
                 if message.retain or isinstance(message, Health):
@@ -132,21 +129,19 @@ class Publisher:
                 self._changed.notify_all()
         return numbered
 
-    def publish_image(self, alert_id: str, jpeg: bytes) -> None:
-        """Hand over the picture of an alert."""
-        key = f"{alert_id}/image/{hashlib.sha256(jpeg).hexdigest()[:16]}"
-        self._outbox.put(
-            Parcel(
-                topic=f"{self._prefix}/{alert_image_topic(alert_id)}",
-                payload=jpeg,
-                qos=1,
-                content_type="image/jpeg",
-                expiry=Alert.expiry,
-                properties=(("alert", alert_id), ("dedupe_key", key)),
-                key=key,
-            )
-        )
+    def publish_alert(self, alert: Alert, jpeg: bytes | None = None) -> Alert:
+        """Number the alert and put it into the outbox, with its picture if it has one: both or neither.
+
+        Returns:
+            The alert as it will be sent. With a working disk it is safe there.
+        """
+        with self._order:
+            self._seq += 1
+            numbered = alert.model_copy(update={"seq": self._seq})
+            told = self._told(f"{self._prefix}/{alert.topic}", numbered)
+            self._outbox.put(told, *([self._pictured(alert.id, jpeg)] if jpeg is not None else []))
         self._wake()
+        return numbered
 
     def publish_reply(self, reply: Reply, response_topic: str | None, correlation: bytes | None) -> None:
         """Answer a command: on the topic that it named, else on ``reply/<verb>``. Lost if we are killed meanwhile."""
@@ -181,7 +176,8 @@ class Publisher:
                     "event": "close",
                     "dedupe_key": f"{alert.id}/close/{alert.last_frame}",
                 }
-                self._put(left.topic, alert.model_copy(update=closing))
+                self._outbox.put(self._told(left.topic, alert.model_copy(update=closing)))
+            self._wake()
             log.info("closed an alert that an earlier run left open", id=alert.id)
 
     @property
@@ -231,12 +227,22 @@ class Publisher:
         self._settle()
         return len(self._outbox)
 
-    def _put(self, topic: str, alert: Alert) -> None:
+    @staticmethod
+    def _told(topic: str, alert: Alert) -> Parcel:
         key = alert.dedupe_key
-        self._outbox.put(
-            _parcel(topic, alert, ("dedupe_key", key), key=key, alert=alert.id, closes=alert.event == "close")
+        return _parcel(topic, alert, ("dedupe_key", key), key=key, alert=alert.id, closes=alert.event == "close")
+
+    def _pictured(self, alert_id: str, jpeg: bytes) -> Parcel:
+        key = f"{alert_id}/image/{hashlib.sha256(jpeg).hexdigest()[:16]}"
+        return Parcel(
+            topic=f"{self._prefix}/{alert_image_topic(alert_id)}",
+            payload=jpeg,
+            qos=1,
+            content_type="image/jpeg",
+            expiry=Alert.expiry,
+            properties=(("alert", alert_id), ("dedupe_key", key)),
+            key=key,
         )
-        self._wake()
 
     def _answer(self, parcel: Parcel) -> None:
         with self._changed:

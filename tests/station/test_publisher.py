@@ -82,10 +82,10 @@ def test_mqtt5_carries_every_kind_of_message_with_its_properties(broker: Mosquit
     with Subscriber(broker.port) as subscriber:
         publisher = make(broker.port)
         publisher.start()
-        for message in (status("online"), score(1), alert("open")):
+        for message in (status("online"), score(1)):
             publisher.publish(message)
-        publisher.publish_image("a1", b"\xff\xd8jpeg")
-        publisher.publish(alert("close"))
+        publisher.publish_alert(alert("open"), b"\xff\xd8jpeg")
+        publisher.publish_alert(alert("close"))
         assert publisher.drain(10)
         assert publisher.connection.protocol == "5"
         assert publisher.close(status("stopped"), 5) == 0
@@ -130,7 +130,7 @@ def test_alerts_wait_for_a_broker_that_comes_late_and_scores_make_room(tmp_path:
     publisher.start()
     publisher.publish(status("online"))
     for number in range(50):
-        publisher.publish(alert("open", number))
+        publisher.publish_alert(alert("open", number))
     for frame in range(SCORE_BACKLOG + 7):
         publisher.publish(score(frame))
     assert not publisher.drain(0.1)
@@ -149,7 +149,7 @@ def test_an_alert_in_flight_survives_the_death_of_the_broker(broker: Mosquitto) 
     publisher.publish(status("online"))
     assert publisher.drain(10)
     broker.pause()
-    publisher.publish(alert("open"))
+    publisher.publish_alert(alert("open"))
     assert not publisher.drain(0.5)  # sent, not acknowledged
     broker.kill()
     broker.start()
@@ -162,8 +162,7 @@ def test_an_alert_in_flight_survives_the_death_of_the_broker(broker: Mosquitto) 
 def test_closing_in_time_without_a_broker_tells_what_was_lost() -> None:
     publisher = make(free_port())
     publisher.start()
-    publisher.publish(alert("open"))
-    publisher.publish_image("a1", b"jpeg")
+    publisher.publish_alert(alert("open"), b"jpeg")
     assert publisher.close(status("stopped"), 0.5) == 2
 
 
@@ -174,7 +173,7 @@ def test_falls_back_to_3_1_1_on_a_broker_that_refuses_mqtt_5() -> None:
         publisher = make(broker.port)
         publisher.start()
         publisher.publish(status("online"))
-        publisher.publish(alert("open"))
+        publisher.publish_alert(alert("open"))
         assert publisher.drain(15)
         assert publisher.connection.protocol == "3.1.1"
         assert publisher.close(status("stopped"), 5) == 0
@@ -217,12 +216,12 @@ def test_alerts_and_pictures_carry_their_dedupe_key(broker: Mosquitto) -> None:
     with Subscriber(broker.port) as subscriber:
         publisher = make(broker.port)
         publisher.start()
-        publisher.publish(alert("open"))
-        for jpeg in (b"one", b"two"):
-            publisher.publish_image("a1", jpeg)
+        publisher.publish_alert(alert("open"), b"one")
+        publisher.publish_alert(alert("close"), b"two")
         assert publisher.drain(10)
-        subscriber.wait_for(lambda heard: len(heard) == 3)
-        assert keys(subscriber, "/alert") == [json.loads(subscriber.on("/alert")[0])["dedupe_key"]] == ["a1/open"]
+        subscriber.wait_for(lambda heard: len(heard) == 4)
+        assert keys(subscriber, "/alert") == ["a1/open", "a1/close"]
+        assert [json.loads(payload)["dedupe_key"] for payload in subscriber.on("/alert")] == ["a1/open", "a1/close"]
         assert [key.rpartition("/")[0] for key in keys(subscriber, "/image")] == ["a1/image", "a1/image"]
         publisher.close(status("stopped"), 5)
 
@@ -234,7 +233,7 @@ def test_what_is_on_its_way_keeps_its_order_when_the_connection_breaks(broker: M
         publisher = make(proxy.port, outbox)
         publisher.start()
         for number in range(300):
-            publisher.publish(alert("open", number))
+            publisher.publish_alert(alert("open", number))
         for part in range(1, 4):
             subscriber.wait_for(lambda _, part=part: len(keys(subscriber, "/alert")) > 60 * part)
             proxy.cut()
@@ -247,7 +246,7 @@ def test_what_is_on_its_way_keeps_its_order_when_the_connection_breaks(broker: M
 
 def test_an_alert_that_a_killed_run_left_open_is_closed_once(broker: Mosquitto, tmp_path: Path) -> None:
     killed = Outbox(tmp_path, OutboxSettings())
-    make(free_port(), killed).publish(alert("open"))
+    make(free_port(), killed).publish_alert(alert("open"))
     killed.close()
     with Subscriber(broker.port) as subscriber:
         for _ in range(2):
@@ -320,7 +319,7 @@ def test_of_health_only_the_last_waits(tmp_path: Path) -> None:
     for uptime in (1.0, 2.0, 3.0):
         publisher.publish(health(uptime))
     publisher.publish(score(1))
-    publisher.publish(alert("open"))
+    publisher.publish_alert(alert("open"))
     assert publisher.queued["scores"] == 1
     assert publisher.queued["outbox"] == 1
     with broker, Subscriber(broker.port) as subscriber:
@@ -359,7 +358,7 @@ def test_a_refused_alert_waits_until_it_may(tmp_path: Path, monkeypatch: pytest.
     with Mosquitto(tmp_path, options=[f"acl_file {acl}"]) as broker:
         publisher = make(broker.port)
         publisher.start()
-        publisher.publish(alert("open"))
+        publisher.publish_alert(alert("open"))
         publisher.publish(status("online"))  # is let through meanwhile
         assert not publisher.drain(1)
         assert publisher.refusal == f"broker-refuses: {PREFIX}/alert: Not authorized; check the broker's access list"
@@ -380,9 +379,8 @@ def test_a_refused_picture_goes_and_is_counted(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, options=[f"acl_file {acl}"]) as broker:
         publisher = make(broker.port)
         publisher.start()
-        publisher.publish(alert("open"))
-        publisher.publish_image("a1", b"jpeg")
-        publisher.publish(alert("close"))
+        publisher.publish_alert(alert("open"), b"jpeg")
+        publisher.publish_alert(alert("close"))
         assert publisher.drain(10)
         assert publisher.refusal is not None
         assert f"{PREFIX}/alert/a1/image" in publisher.refusal
@@ -434,7 +432,7 @@ def test_an_access_list_that_refuses_a_topic_is_told_and_does_not_block(tmp_path
         publisher = make(broker.port)
         publisher.start()
         publisher.publish(status("online"))
-        publisher.publish(alert("open"))
+        publisher.publish_alert(alert("open"))
         assert publisher.drain(10)
         refused = [entry for entry in logs if entry["log_level"] == "error"]
         assert [(entry["topic"], entry["reason"]) for entry in refused] == [(f"{PREFIX}/status", "Not authorized")]
@@ -446,8 +444,7 @@ def test_a_picture_above_the_brokers_limit_is_left_out(tmp_path: Path) -> None:
     with broker, Subscriber(broker.port) as subscriber, capture_logs() as logs:
         publisher = make(broker.port)
         publisher.start()
-        publisher.publish_image("a1", bytes(30000))
-        publisher.publish(alert("close"))
+        publisher.publish_alert(alert("close"), bytes(30000))
         assert publisher.drain(10)
         subscriber.wait_for(lambda _: subscriber.on("/alert"))
         assert not subscriber.on("/image")

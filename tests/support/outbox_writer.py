@@ -1,6 +1,6 @@
-"""A program to be killed: puts parcels into an outbox and tells each when it is safe, lets some go and tells before.
+"""A program to be killed: puts alerts and pictures into an outbox, tells when they are safe, and before it lets some go.
 
-``python -m tests.support.outbox_writer FOLDER PREFIX``: keys are PREFIX-1, PREFIX-2 …
+``python -m tests.support.outbox_writer FOLDER PREFIX``: keys are PREFIX-1 and, for its picture, PREFIX-1-1, and so on.
 """
 
 import itertools
@@ -18,8 +18,12 @@ def write(folder: Path, prefix: str) -> None:
     for number in itertools.count(1):
         key = f"{prefix}-{number}"
         size = random.choice((300, 900, 60_000, 300_000))
-        outbox.put(Parcel("t", key.encode().ljust(size, b"."), 1, (), key=key, alert=key))
-        print("safe", key, flush=True)
+        picture = f"{key}-1"
+        outbox.put(
+            Parcel("t", key.encode().ljust(800, b"."), 1, (), key=key, alert=key),
+            Parcel("t", picture.encode().ljust(size, b"."), 1, (), content_type="image/jpeg", key=picture),
+        )
+        print(f"safe {key}\nsafe {picture}", flush=True)
         if number % 3 == 0 and (first := outbox.first()) is not None:
             print("gone", first.key, flush=True)
             outbox.done(first)
