@@ -1,4 +1,6 @@
-"""A program to be killed: puts alerts and pictures into an outbox, tells when they are safe, and before it lets some go.
+"""A program to be killed: puts alerts with pictures into an outbox, tells when they are safe, and lets some go.
+
+What it lets go it tells before.
 
 ``python -m tests.support.outbox_writer FOLDER PREFIX``: keys are PREFIX-1 and, for its picture, PREFIX-1-1, and so on.
 """
