@@ -11,7 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 
@@ -74,11 +74,13 @@ class ExpectedScores:
         reconstruction_error: float64 (16,), eq. 8.
         feature_error: float64 (16,), eq. 9.
         residual: float64 (16, P, P), 0..2.
+        anomaly_map: float64 (16, P, P); None where the graph has no locator.
     """
 
     reconstruction_error: Float64Array
     feature_error: Float64Array
     residual: Float64Array
+    anomaly_map: Float64Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ def read_bundle(path: Path) -> Bundle:
         manifest=manifest,
         digest=hashlib.sha256(text).hexdigest(),
         files=MappingProxyType(files),
-        selftest=_parse_selftest(path / SELFTEST_FILE, files[SELFTEST_FILE], manifest.preprocessing.patch_size),
+        selftest=_parse_selftest(path / SELFTEST_FILE, files[SELFTEST_FILE], manifest),
     )
 
 
@@ -283,49 +285,41 @@ def _explain(error: ValidationError) -> str:
     return f"{key + ': ' if key else ''}{first['msg']}"
 
 
-def _selftest_arrays(patch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
-    """Shape and dtype of every array of ``selftest.npz``, by name."""
-    n, P = SELFTEST_PATCHES, patch_size
+def _selftest_arrays(manifest: Description) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
+    """Shape and dtype of every array of ``selftest.npz``, by name: the graph's input and, in float64, its outputs."""
+    n = SELFTEST_PATCHES
     return {
-        "patches": ((n, P, P, 3), np.dtype(np.uint8)),
-        "reconstruction_error": ((n,), np.dtype("<f8")),
-        "feature_error": ((n,), np.dtype("<f8")),
-        "residual": ((n, P, P), np.dtype("<f8")),
+        **{tensor.name: ((n, *tensor.shape[1:]), np.dtype(np.uint8)) for tensor in manifest.inputs},
+        **{tensor.name: ((n, *tensor.shape[1:]), np.dtype("<f8")) for tensor in manifest.outputs},
     }
 
 
 def _selftest_npz(selftest: SelfTest) -> bytes:
-    expected = selftest.expected
+    expected = {f.name: getattr(selftest.expected, f.name) for f in fields(ExpectedScores)}
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         patches=selftest.patches,
-        reconstruction_error=expected.reconstruction_error,
-        feature_error=expected.feature_error,
-        residual=expected.residual,
+        **{name: array for name, array in expected.items() if array is not None},
     )
     return buffer.getvalue()
 
 
-def _parse_selftest(path: Path, data: bytes, patch_size: int) -> SelfTest:
+def _parse_selftest(path: Path, data: bytes, manifest: Description) -> SelfTest:
     try:
         with _open_archive(data) as archive:
             arrays = {
                 name: _read_array(archive, name, shape, dtype)
-                for name, (shape, dtype) in _selftest_arrays(patch_size).items()
+                for name, (shape, dtype) in _selftest_arrays(manifest).items()
             }
     except _BROKEN_NPZ as error:
         raise BundleError(f"{path}: not a self-test: {error}; export the bundle again") from error
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise BundleError(f"{path}: {name} holds NaN or infinity; export the bundle again")
+    patches = arrays.pop("patches").astype(np.uint8, copy=False)
     return SelfTest(
-        patches=arrays["patches"].astype(np.uint8, copy=False),
-        expected=ExpectedScores(
-            reconstruction_error=arrays["reconstruction_error"].astype(np.float64, copy=False),
-            feature_error=arrays["feature_error"].astype(np.float64, copy=False),
-            residual=arrays["residual"].astype(np.float64, copy=False),
-        ),
+        patches, ExpectedScores(**{name: array.astype(np.float64, copy=False) for name, array in arrays.items()})
     )
 
 

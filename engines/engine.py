@@ -26,11 +26,25 @@ class PatchScores:
         reconstruction_error: float32 (N,), L_R = ‖x - G(E(x))‖₁ summed over pixels and colours, x in [-1, 1] (eq. 8).
         feature_error: float32 (N,), L_fD = ‖f_D(x, E(x)) - f_D(G(E(x)), E(x))‖₁ (eq. 9).
         residual: float32 (N, P, P), |x - G(E(x))| averaged over colour, 0..2.
+        anomaly_map: float32 (N, P, P), how little each pixel looks like good material: about 0 on it, 1 where good
+            material seldom gets. None where the graph has no locator.
     """
 
     reconstruction_error: Float32Array
     feature_error: Float32Array
     residual: Float32Array
+    anomaly_map: Float32Array | None = None
+
+    @classmethod
+    def empty(cls, n: int, patch_size: int, *, anomaly_map: bool) -> "PatchScores":
+        """Room for the scores of ``n`` patches."""
+        shape = (n, patch_size, patch_size)
+        return cls(
+            reconstruction_error=np.empty(n, np.float32),
+            feature_error=np.empty(n, np.float32),
+            residual=np.empty(shape, np.float32),
+            anomaly_map=np.empty(shape, np.float32) if anomaly_map else None,
+        )
 
     def anomaly_score(self, lambda_: float) -> Float32Array:
         """A(x) = (1 - λ)·L_R + λ·L_fD (eq. 7), float32 (N,)."""

@@ -92,6 +92,13 @@ class Description(_Model):
     network: Network
     alpha: float = Field(ge=0, le=1, description="Weight of the consistency loss, eq. 13.")
     lambda_: float = Field(alias="lambda", ge=0, le=1, description="Weight of the feature error, eq. 7.")
+    smoothing: float | None = Field(
+        default=None,
+        gt=0,
+        le=256,
+        description="The graph gives an anomaly_map; a frame is judged by it, smoothed by a Gaussian of this standard "
+        "deviation (prepared pixels). null: by A(x) of its patches, eq. 7.",
+    )
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     training: Training
@@ -106,7 +113,8 @@ class Description(_Model):
 
     @model_validator(mode="after")
     def _patches_in_scores_out(self) -> "Description":
-        if (self.inputs, self.outputs) != scorer_tensors(self.preprocessing.patch_size):
+        wanted = scorer_tensors(self.preprocessing.patch_size, anomaly_map=self.smoothing is not None)
+        if (self.inputs, self.outputs) != wanted:
             raise ValueError(
                 "inputs and outputs are not those of a scorer of "
                 f"{self.preprocessing.patch_size} x {self.preprocessing.patch_size} patches"
@@ -131,13 +139,14 @@ class Manifest(Description):
         return files
 
 
-def scorer_tensors(patch_size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Inputs and outputs that every scorer graph has: patches in, scores out."""
+def scorer_tensors(patch_size: int, *, anomaly_map: bool = False) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Inputs and outputs that every scorer graph has, patches in and scores out; the map where it has a locator."""
+    of_pixels = ("residual", "anomaly_map") if anomaly_map else ("residual",)
     return (
         (Tensor(name="patches", dtype="uint8", shape=(-1, patch_size, patch_size, 3)),),
         (
             Tensor(name="reconstruction_error", dtype="float32", shape=(-1,)),
             Tensor(name="feature_error", dtype="float32", shape=(-1,)),
-            Tensor(name="residual", dtype="float32", shape=(-1, patch_size, patch_size)),
+            *(Tensor(name=name, dtype="float32", shape=(-1, patch_size, patch_size)) for name in of_pixels),
         ),
     )

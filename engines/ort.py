@@ -99,18 +99,15 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise BackendError("the engine is closed")
         N = len(patches)
-        scores = PatchScores(
-            reconstruction_error=np.empty(N, np.float32),
-            feature_error=np.empty(N, np.float32),
-            residual=np.empty((N, P, P), np.float32),
-        )
+        scores = PatchScores.empty(N, P, anomaly_map="anomaly_map" in self._outputs)
         for start in range(0, N, self._chunk):
             part = slice(start, start + self._chunk)
             try:
                 outputs = self._session.run(self._outputs, {"patches": np.ascontiguousarray(patches[part])})
             except _ORT_ERRORS as error:
                 raise BackendError(f"ONNX Runtime {VERSION} failed while scoring: {_first_line(error)}") from error
-            scores.reconstruction_error[part], scores.feature_error[part], scores.residual[part] = outputs
+            for name, output in zip(self._outputs, outputs, strict=True):
+                getattr(scores, name)[part] = output
         return scores
 
     def close(self) -> None:

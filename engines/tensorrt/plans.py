@@ -9,7 +9,7 @@ import structlog
 from engines.bundle import Bundle
 from engines.engine import EngineSettings, OnProgress, Precision
 from engines.errors import BackendError, PlanError
-from engines.manifest import Manifest, scorer_tensors
+from engines.manifest import Manifest
 from engines.tensorrt import gpu, library
 from engines.tensorrt.builder import MIB, BuildOptions, build_plan
 from engines.tensorrt.cache import DeviceFacts, Entry, PlanCache, PlanFacts, PlanManifest, default_folder
@@ -124,7 +124,7 @@ def obtain_plan(
             gpu=device.gpu,
         )
         started = time.monotonic()
-        tensors = scorer_tensors(bundle.manifest.preprocessing.patch_size)
+        tensors = (bundle.manifest.inputs, bundle.manifest.outputs)
         built = build_plan(graph, tensors, options, on_progress, plans.load_timings(device))
         seconds = time.monotonic() - started
         manifest = PlanManifest(

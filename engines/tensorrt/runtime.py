@@ -12,7 +12,7 @@ import structlog
 
 from engines.engine import PatchScores, UInt8Array
 from engines.errors import BackendError, PlanError
-from engines.manifest import scorer_tensors
+from engines.manifest import Tensor, scorer_tensors
 from engines.tensorrt import library
 from engines.tensorrt.cuda_graph import CudaGraph
 from engines.tensorrt.gpu import NO_MEMORY, RESTART, Gpu, GpuThread, cuda, cuda_errors, describe_gpu
@@ -154,9 +154,9 @@ class Runner:
             engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise PlanError(f"{library.name()} {library.version()} refuses the plan ({heard.reason()}); {_BUILD_AGAIN}")
-        self.patch_size = _check_engine(engine, self._max_patches)
+        self.patch_size, self._tensors = _check_engine(engine, self._max_patches)
         for _ in range(SLOTS):
-            slot = _Slot(engine, self.patch_size, self._max_patches, shared=self.gpu.integrated)
+            slot = _Slot(engine, self._tensors, self._max_patches, shared=self.gpu.integrated)
             self._owned.callback(slot.free)
             self._slots.append(slot)
 
@@ -168,11 +168,8 @@ class Runner:
             raise ValueError(f"patches must be uint8 (N, {P}, {P}, 3) with N >= 1, not {patches.dtype} {patches.shape}")
 
     def _make_scores(self, n: int) -> PatchScores:
-        return PatchScores(
-            reconstruction_error=np.empty(n, np.float32),
-            feature_error=np.empty(n, np.float32),
-            residual=np.empty((n, self.patch_size, self.patch_size), np.float32),
-        )
+        maps = any(tensor.name == "anomaly_map" for tensor in self._tensors)
+        return PatchScores.empty(n, self.patch_size, anomaly_map=maps)
 
     def _collect(self, submission: "_Submission", part: slice, scores: PatchScores) -> None:
         """Wait for a submission and copy its results to ``part`` of the scores; its slot is idle afterwards."""
@@ -197,7 +194,14 @@ class _Slot:
         graph: what is replayed; None while the number of patches is new, or where it cannot be recorded.
     """
 
-    def __init__(self, engine: Any, patch_size: int, max_patches: int, *, shared: bool) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        engine: Any,  # noqa: ANN401
+        tensors: tuple[Tensor, ...],
+        max_patches: int,
+        *,
+        shared: bool,
+    ) -> None:
         driver = cuda()
         self.busy = False
         self.graph: CudaGraph | None = None
@@ -214,7 +218,7 @@ class _Slot:
                 self._done: Any = driver.Event(flags)
                 self._owned.callback(self.__setattr__, "_done", None)
             buffers = {}
-            for tensor in (tensor for tensors in scorer_tensors(patch_size) for tensor in tensors):
+            for tensor in tensors:
                 buffers[tensor.name] = Buffer((max_patches, *tensor.shape[1:]), tensor.dtype, shared=shared)
                 self._owned.callback(buffers[tensor.name].free)
             self.input = buffers[INPUT]
@@ -301,8 +305,8 @@ class _Submission:
     launched: "Future[None]"
 
 
-def _check_engine(engine: Any, max_patches: int) -> int:  # noqa: ANN401
-    """Compare the engine with what every scorer is; returns the patch size."""
+def _check_engine(engine: Any, max_patches: int) -> tuple[int, tuple[Tensor, ...]]:  # noqa: ANN401
+    """Compare the engine with what every scorer is; returns the patch size, and the input and outputs."""
     trt = library.trt()
     types = {trt.DataType.UINT8: "uint8", trt.DataType.FLOAT: "float32"}
     found = {}
@@ -312,7 +316,7 @@ def _check_engine(engine: Any, max_patches: int) -> int:  # noqa: ANN401
         found[name] = (direction, types.get(dtype, str(dtype)), tuple(engine.get_tensor_shape(name)))
     shape = found.get(INPUT, ("", "", ()))[2]
     patch_size = shape[1] if len(shape) == 4 else 0
-    inputs, outputs = scorer_tensors(patch_size)
+    inputs, outputs = scorer_tensors(patch_size, anomaly_map="anomaly_map" in found)
     wanted = {
         tensor.name: (direction, tensor.dtype, tensor.shape)
         for direction, tensors in (("input", inputs), ("output", outputs))
@@ -326,7 +330,7 @@ def _check_engine(engine: Any, max_patches: int) -> int:  # noqa: ANN401
             f"the plan was built for {smallest} to {largest} patches at once, but 1 to {max_patches} are needed; "
             f"{_BUILD_AGAIN}"
         )
-    return patch_size
+    return patch_size, (*inputs, *outputs)
 
 
 def _make_context(engine: Any) -> Any:  # noqa: ANN401

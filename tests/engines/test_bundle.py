@@ -295,8 +295,9 @@ def test_damaged_self_tests_end_in_a_bundle_error(tmp_path_factory, data):
     )
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(position)] = data.draw(st.integers(0, 255))
+    manifest = make_description(Preprocessing(colour="rgb", patch_size=PATCH, stride=PATCH))
     with suppress(BundleError):  # any other error fails the test
-        parsed = bundle_module._parse_selftest(path, bytes(damaged), PATCH)
+        parsed = bundle_module._parse_selftest(path, bytes(damaged), manifest)
         assert parsed.patches.shape == (16, PATCH, PATCH, 3)
 
 

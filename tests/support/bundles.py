@@ -5,6 +5,7 @@ distance from that, and the "features" are differences between horizontal neighb
 scores 0; scratches, stains and noise score more the stronger and larger they are.
 """
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -31,22 +32,26 @@ def make_bundle(
     grey: int = GREY,
     name: str = "toy",
     seed: int = 0,
+    smoothing: float | None = None,
 ) -> Bundle:
-    """Write the toy detector as a bundle at ``path``; ``grey`` is the level that scores 0."""
+    """Write the toy detector as a bundle at ``path``; ``grey`` is the level that scores 0.
+
+    With ``smoothing`` it also returns an anomaly map, which is its residual.
+    """
     preprocessing = Preprocessing(
         colour=colour, frame_size=frame_size, scale=scale, patch_size=patch_size, stride=stride or patch_size
     )
     return write_bundle(
         path,
-        make_description(preprocessing, name=name),
-        toy_scorer(patch_size, grey).SerializeToString(),
-        make_selftest(patch_size, grey, seed),
+        make_description(preprocessing, name=name, smoothing=smoothing),
+        toy_scorer(patch_size, grey, anomaly_map=smoothing is not None).SerializeToString(),
+        make_selftest(patch_size, grey, seed, anomaly_map=smoothing is not None),
         "# Toy\n\nA test's detector of anything that is not flat grey.\n",
     )
 
 
-def make_description(preprocessing: Preprocessing, name: str = "toy") -> Description:
-    inputs, outputs = scorer_tensors(preprocessing.patch_size)
+def make_description(preprocessing: Preprocessing, name: str = "toy", smoothing: float | None = None) -> Description:
+    inputs, outputs = scorer_tensors(preprocessing.patch_size, anomaly_map=smoothing is not None)
     return Description(
         name=name,
         created_at=datetime(2024, 1, 1, tzinfo=timezone.utc),
@@ -55,17 +60,19 @@ def make_description(preprocessing: Preprocessing, name: str = "toy") -> Descrip
         network=Network(width=1, latent_size=1, feature_layer="block0.conv1"),
         alpha=0.0,
         lambda_=LAMBDA,
+        smoothing=smoothing,
         inputs=inputs,
         outputs=outputs,
         training=Training(data_fingerprint="0" * 64, n_images=1, steps=0, seconds=0.0, seed=0, preset="toy"),
     )
 
 
-def make_selftest(patch_size: int, grey: int = GREY, seed: int = 0) -> SelfTest:
+def make_selftest(patch_size: int, grey: int = GREY, seed: int = 0, *, anomaly_map: bool = False) -> SelfTest:
     patches = np.random.default_rng(seed).integers(
         0, 256, (SELFTEST_PATCHES, patch_size, patch_size, 3), dtype=np.uint8
     )
-    return SelfTest(patches, toy_scores(patches, grey))
+    scores = toy_scores(patches, grey)
+    return SelfTest(patches, replace(scores, anomaly_map=scores.residual) if anomaly_map else scores)
 
 
 def toy_scores(patches: np.ndarray, grey: int = GREY) -> ExpectedScores:
@@ -79,7 +86,7 @@ def toy_scores(patches: np.ndarray, grey: int = GREY) -> ExpectedScores:
     )
 
 
-def toy_scorer(patch_size: int, grey: int = GREY) -> onnx.ModelProto:
+def toy_scorer(patch_size: int, grey: int = GREY, *, anomaly_map: bool = False) -> onnx.ModelProto:
     """The toy's graph; tests of refusals alter it."""
     constants = {
         "grey": np.float32(grey),
@@ -107,7 +114,9 @@ def toy_scorer(patch_size: int, grey: int = GREY) -> onnx.ModelProto:
         helper.make_node("Abs", ["step"], ["step_size"]),
         helper.make_node("ReduceSum", ["step_size", "all_axes"], ["feature_error"], keepdims=0),
     ]
-    inputs, outputs = scorer_tensors(patch_size)
+    if anomaly_map:
+        nodes.append(helper.make_node("Abs", ["residual"], ["anomaly_map"]))
+    inputs, outputs = scorer_tensors(patch_size, anomaly_map=anomaly_map)
     types = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}
 
     def infos(tensors):
