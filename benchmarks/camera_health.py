@@ -32,7 +32,7 @@ from tests.support import camera_faults as faults
 Images = Sequence[UInt8Array]
 Spoil = Callable[[UInt8Array, int], UInt8Array]
 
-SPOILT = 150  # frames at most that each fault is laid on
+SPOILT = 60  # frames at most that each fault is laid on
 SEQUENCE = 60  # frames of a fault that only a sequence shows
 FPS = 25
 

@@ -30,13 +30,15 @@ from station.settings import CameraRule, HealthSettings
 _BLACK = 16.0  # grey level: darker is nothing but noise
 _CLIPPED_SHARE = 0.9  # without a profile
 _LIGHT_MARGIN = 0.2  # of the healthy level
+_LIGHT_RANGE_MARGIN = 0.5  # of the healthy range, if that is more
 _BLUR_MARGIN = math.log(1.5)
 _SHARP_EDGES = 0.1  # the sharpness of straight edges in focus is 0.12 to 0.16: that of a hole, for instance
 _TEXTURE_LEFT = 0.5  # of the healthy share of textured tiles
-_RANGE_MARGIN = 0.25  # of the healthy range, if that is more
+_BLUR_RANGE_MARGIN = 0.25  # of the healthy range, if that is more
 _COLOUR_VISIBLE = 4.0  # grey levels between blue and red; less is noise
 _FLICKER_FRAMES = 12
-_FLICKER = math.log(1.04)
+_FLICKER = math.log(1.06)
+_FLICKER_MARGIN = 3.0  # times the healthy swing, if that is more
 _FROZEN_FRAMES = 3
 _GOOD_FRAMES = 5  # in a row that end a fault
 _MAX_REFERENCE = SMALL_SIDE**2
@@ -208,7 +210,7 @@ def _blind(profile: CameraProfile) -> Iterable[tuple[CameraRule, str]]:
         yield "camera-saturated", "good frames are white themselves"
     if _colour_sign(profile.colour) == 0:
         yield "camera-colours", "the material is grey, and a wrong order of colours then changes nothing"
-    if 2 * profile.flicker > math.log(1.5):
+    if _FLICKER_MARGIN * profile.flicker > math.log(1.5):
         yield "camera-flicker", "good frames differ as much from one to the next"
 
 
@@ -222,7 +224,7 @@ def _notices_blur(profile: CameraProfile, defocused: Sequence[float | None]) -> 
 
 
 def _light_margin(healthy: Range) -> float:
-    return max(_LIGHT_MARGIN * healthy.high, _RANGE_MARGIN * healthy.span, 8.0)
+    return max(_LIGHT_MARGIN * healthy.high, _LIGHT_RANGE_MARGIN * healthy.span, 8.0)
 
 
 def _light(reading: Reading, profile: CameraProfile | None, margin: float) -> Fault | None:
@@ -264,7 +266,7 @@ def _sharpness_limit(profile: CameraProfile, margin: float) -> float | None:
     if profile.sharpness is None or profile.sharpness.low <= 0:
         return None
     span = math.log(profile.sharpness.high / profile.sharpness.low)
-    limit = profile.sharpness.low * math.exp(-margin * max(_BLUR_MARGIN, _RANGE_MARGIN * span))
+    limit = profile.sharpness.low * math.exp(-margin * max(_BLUR_MARGIN, _BLUR_RANGE_MARGIN * span))
     return min(limit, _SHARP_EDGES)
 
 
@@ -395,7 +397,7 @@ class CameraWatch:
         if self._profile is None or len(self._brightness) < _FLICKER_FRAMES:
             return None
         flicker = _flicker_of(self._brightness)
-        if flicker <= self._margin("camera-flicker") * max(_FLICKER, 2 * self._profile.flicker):
+        if flicker <= self._margin("camera-flicker") * max(_FLICKER, _FLICKER_MARGIN * self._profile.flicker):
             return None
         usual = math.expm1(self._profile.flicker)
         return Fault(
