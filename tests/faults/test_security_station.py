@@ -102,25 +102,34 @@ def wait_for_log(process: StationProcess, words: str) -> str:
 
 
 def test_a_station_works_with_the_secure_broker(tmp_path: Path, camera: MjpegServer, fault: Fault) -> None:
-    fault.injected = "none: certificate, TLS, access list of deploy/mosquitto as they are"
-    fault.expected = "online; whoever may read hears scores; stopped at the end"
+    fault.injected = "certificate, TLS and access list of deploy/mosquitto as they are; a reply asked for elsewhere"
+    fault.expected = (
+        "scores heard; a command answered where the requester may read; elsewhere nothing, and work goes on"
+    )
+    prefix = f"station/v1/{STATION}"
     with SecureBroker(tmp_path) as broker:
         config = write_config(tmp_path, broker.port, by_certificate(broker))
-        login = ("dashboard", PASSWORDS["dashboard"])
         with (
-            Client(broker.password_port, broker.ca, login=login) as dashboard,
+            Client(broker.password_port, broker.ca, login=("operator", PASSWORDS["operator"])) as operator,
             StationProcess(config, tmp_path / "log", **credentials(tmp_path, camera)) as process,
         ):
-            dashboard.subscribe("station/v1/#")
-            dashboard.wait_for(f"{STATION}/score")
+            operator.subscribe("#")
+            operator.wait_for(f"{STATION}/score")
+            assert operator.publish(f"{prefix}/cmd/snapshot", b"{}", "elsewhere/reply") == "Success"
+            assert operator.publish(f"{prefix}/cmd/snapshot", b"{}", f"{prefix}/reply/to/anna") == "Success"
+            assert b'"ok":true' in operator.wait_for("reply/to/anna")
+            operator.wait_for("/image")
+            before = len(operator.heard)
+            operator.wait_until(lambda heard: any(topic.endswith("/score") for topic, _ in heard[before:]))
             process.signal(signal.SIGTERM)
             assert process.wait() == 0
-            states = [Status.model_validate_json(p).state for t, p in dashboard.heard if t.endswith("/status")]
-            fault.seen = f"{states}; {len(dashboard.heard)} messages"
-            refused = [line for line in process.log.splitlines() if "refuses a message" in line]
+            operator.wait_until(lambda heard: b'"stopped"' in heard[-1][1])
+            states = [Status.model_validate_json(p).state for t, p in operator.heard if t.endswith("/status")]
+            elsewhere = [topic for topic, _ in operator.heard if not topic.startswith(prefix)]
+            fault.seen = f"{' → '.join(states)}; a reply and a snapshot; elsewhere {elsewhere}"
         assert states[0] in ("online", "degraded")
         assert states[-1] == "stopped"
-        assert not refused
+        assert not elsewhere
 
 
 @pytest.mark.parametrize(

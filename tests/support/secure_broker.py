@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import paho.mqtt.client as mqtt
@@ -177,6 +178,11 @@ class Client:
             found = self._changed.wait_for(lambda: any(t.endswith(topic) for t, _ in self.heard), timeout)
             assert found, f"{topic} not among {[t for t, _ in self.heard]}"
             return next(payload for t, payload in self.heard if t.endswith(topic))
+
+    def wait_until(self, found: Callable[[list[tuple[str, bytes]]], object], timeout: float = 20) -> None:
+        """Until ``found(heard)`` is true."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: found(self.heard), timeout), f"heard {[t for t, _ in self.heard]}"
 
     def vanish(self) -> None:
         """End the connection without a goodbye, so that the broker publishes the last will."""
