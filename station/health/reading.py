@@ -48,7 +48,7 @@ class Reading:
 
 
 def measure(image: UInt8Array) -> Reading:
-    """Measure a frame, uint8 (H, W, 3), BGR; about half a millisecond for 1920 x 1080."""
+    """Measure a frame, uint8 (H, W, 3), BGR; a millisecond or two for 1920 x 1080."""
     height, width = image.shape[:2]
     sample = _shrunken(image, _SAMPLE_SIDE, cv2.INTER_NEAREST)
     grey = np.asarray(cv2.cvtColor(sample, cv2.COLOR_BGR2GRAY), np.uint8)
