@@ -402,7 +402,9 @@ class Publisher:
             log.error("the broker refuses a message; check its access list", topic=parcel.topic, reason=str(reason))
         if held:
             self._hold_until = time.monotonic() + HOLD_SECONDS
-        self._refusals[_kind(parcel)] = f"broker-refuses: {parcel.topic}: {reason}; check the broker's access list"
+        # A response topic is the sender's choice; that we may not write there is no fault of the station.
+        if parcel.topic.startswith(f"{self._prefix}/"):
+            self._refusals[_kind(parcel)] = f"broker-refuses: {parcel.topic}: {reason}; check the broker's access list"
 
     def _arrived(self, parcel: Parcel) -> None:
         if self._latest.get(parcel.topic) is parcel:

@@ -477,11 +477,13 @@ def _read_credentials() -> dict[tuple[str, str], str]:
     for name, location in _CREDENTIALS.items() if directory else ():
         file = Path(directory or "", name)
         try:
-            found[location] = file.read_text(encoding="utf-8").rstrip("\r\n")
+            text = file.read_text(encoding="utf-8").rstrip("\r\n")
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"{file}: the credential cannot be read: {type(error).__name__}") from error
+        if text:  # station@.service hands over an empty line where there is no secret
+            found[location] = text
     return found
 
 

@@ -90,6 +90,16 @@ def test_secrets_come_from_credentials_and_the_environment_still_wins(
     assert password.get_secret_value() == "of the environment"
 
 
+def test_an_empty_credential_is_none(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What station@.service hands over where there is no secret."""
+    for name in ("mqtt_password", "camera_url"):
+        (tmp_path / name).write_text("\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    settings = load(config, MINIMAL)
+    assert settings.mqtt.password is None
+    assert settings.camera.url
+
+
 def test_all_errors_at_once_each_with_key_value_and_what_is_allowed(config: Path) -> None:
     message = refusal(
         config,
