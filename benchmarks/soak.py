@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -161,7 +160,7 @@ def surfaces() -> Callable[[int], np.ndarray]:
 def demo_line() -> Callable[[int], np.ndarray]:
     """The demo's line, over and over."""
     line = SampleLine(0, 300)
-    frames = [cv2.cvtColor(line.frame(i), cv2.COLOR_GRAY2BGR) for i in range(300)]
+    frames = [line.frame(i) for i in range(300)]
     return lambda number: frames[number % len(frames)]
 
 
