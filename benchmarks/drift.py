@@ -7,14 +7,14 @@ engine on the demo's line, as it is and with what a lamp, a lens or a sensor may
 """
 
 import argparse
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 from scipy import signal, stats
 
 from engines.bundle import read_bundle
@@ -115,7 +115,7 @@ def delay(change: Callable[[Values], Values], share: float, time_constant: float
     return {
         "told": round(len(delays) / stations, 3),
         "median delay, frames": float(np.median(delays)) if delays else None,
-        "90 % within, frames": float(np.quantile(delays, 0.9)) if delays else None,
+        "90 % within, frames": round(float(np.quantile(delays, 0.9))) if delays else None,
         "median delay, minutes": round(float(np.median(delays)) * SECONDS / 60, 1) if delays else None,
         "as": sorted(directions),
     }
@@ -153,7 +153,7 @@ LINE = {
 }
 
 
-def sample_line(bundle: Path, n: int, rng: Rng) -> dict[str, dict[str, object]]:
+def sample_line(bundle: Path, n: int, rng: Rng) -> Iterator[tuple[str, dict[str, object]]]:
     """The bundled engine's scores on the demo's line: calibrated on one run, watched on others of ``n`` frames."""
     read = read_bundle(bundle)
     engine = open_engine(read, EngineSettings())
@@ -161,27 +161,25 @@ def sample_line(bundle: Path, n: int, rng: Rng) -> dict[str, dict[str, object]]:
 
     def scores(seed: int, frames: int, change: Callable[..., UInt8Array], defects: bool) -> list[float]:
         line = SampleLine(seed, frames, defects=defects)
-        return [
-            inspector.inspect(change(line.frame(i), rng)).score
-            for i in track(range(frames), description="demo's line", transient=True)
-        ]
+        return [inspector.inspect(change(line.frame(i), rng)).score for i in range(frames)]
 
-    reference = thinned(np.array(scores(1, 500, LINE["as it is"], defects=False)))
-    found: dict[str, dict[str, object]] = {}
+    reference = thinned(np.array(scores(1, 300, LINE["as it is"], defects=False)))
     for seed, (name, change) in enumerate(LINE.items(), 2):
         for defects in (False, True) if name == "as it is" else (False,):
             watch = DriftWatch(reference, SETTINGS)
             directions = told(watch, np.array(scores(seed, n, change, defects)))
             first = next((i for i, direction in enumerate(directions) if direction is not None), None)
             health = watch.health()
-            found[f"demo's line {name}{', with its defects' if defects else ''}"] = {
-                "effect at the end": health.effect,
-                "share of time": round(sum(d is not None for d in directions) / n, 4),
-                "first told, frame": first,
-                "as": sorted({d for d in directions if d is not None}),
-            }
+            yield (
+                f"demo's line {name}{', with its defects' if defects else ''}",
+                {
+                    "effect at the end": health.effect,
+                    "share of time": round(sum(d is not None for d in directions) / n, 4),
+                    "first told, frame": first,
+                    "as": sorted({d for d in directions if d is not None}),
+                },
+            )
     engine.close()
-    return found
 
 
 def main() -> None:
@@ -190,7 +188,7 @@ def main() -> None:
     parser.add_argument("--stations", type=int, default=20, help="simulated stations per figure")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
-    parser.add_argument("--line-frames", type=int, default=800, help="frames of the demo's line per figure")
+    parser.add_argument("--line-frames", type=int, default=600, help="frames of the demo's line per figure")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
@@ -209,12 +207,13 @@ def main() -> None:
         *((f"defects only, {k} frames", lambda k=k: burst(k, n, rng)) for k in (50, 100, 150, 200, 250, 300)),
         *((f"{r:.0%} of the frames defective", lambda r=r: sprinkled(r, n, rng)) for r in (0.05, 0.2, 0.3, 0.4)),
     ]
-    results = {name: measure() for name, measure in track(kinds, description="simulations")}
-    results |= sample_line(arguments.bundle, arguments.line_frames, rng)
-    for name, result in results.items():
-        print(f"{name:75} {result}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"window": WINDOW, "stations": n, **results}, indent=1) + "\n")
+    results: dict[str, object] = {"window": WINDOW, "stations": n}
+    lines = sample_line(arguments.bundle, arguments.line_frames, rng)
+    for name, result in itertools.chain(((name, measure()) for name, measure in kinds), lines):
+        print(f"{name:75} {result}", flush=True)
+        results[name] = result
+        if arguments.out:  # at once: all of it takes minutes
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
