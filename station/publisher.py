@@ -23,7 +23,8 @@ from pydantic import ValidationError
 
 from station.connection import Connection, Will, new_properties
 from station.messages import Alert, Health, Message, Reply, Status, alert_image_topic, utc_now
-from station.outbox import LOOK_SECONDS, Outbox, Parcel
+from station.outbox import LOOK_SECONDS, Outbox
+from station.outbox_store import Parcel
 from station.settings import MqttSettings
 
 log = structlog.get_logger(__name__)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from station.messages import Alert, Status
-from station.outbox import Outbox, Parcel
+from station.outbox import Outbox
+from station.outbox_store import Parcel
 from station.settings import OutboxSettings
 from tests.e2e.test_station_run import PREFIX, Line, write_config
 from tests.faults.conftest import Fault

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 import station.outbox
-from station.outbox import FILE, ROW_BYTES, VERSION, OpenAlert, Outbox, Parcel, _Store
+import station.outbox_store
+from station.outbox import FILE, Outbox
+from station.outbox_store import ROW_BYTES, VERSION, OpenAlert, Parcel, Store
 from station.settings import OutboxSettings
 from tests.support.small_disk import SmallDisk
 
@@ -58,7 +60,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(station.outbox, "time", SimpleNamespace(monotonic=clock.monotonic))
+    for module in (station.outbox, station.outbox_store):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
@@ -495,25 +498,25 @@ def test_damaged_files_do_not_pile_up(outbox: Outbox, file: Path) -> None:
 def break_disk(outbox: Outbox) -> None:
     """A double of a disk that is full: nothing can be written, what is there can be read."""
 
-    def fail(self: _Store, *_: object, **__: object) -> None:
+    def fail(self: Store, *_: object, **__: object) -> None:
         if self._path is not None:
             raise sqlite3.OperationalError("database or disk is full")
         return _writing(self)
 
-    station.outbox._Store.writing = fail
+    Store.writing = fail
 
 
 def mend_disk(outbox: Outbox) -> None:
-    station.outbox._Store.writing = _writing
+    Store.writing = _writing
 
 
-_writing = _Store.writing
+_writing = Store.writing
 
 
 @pytest.fixture(autouse=True)
 def _mended() -> Iterator[None]:
     yield
-    station.outbox._Store.writing = _writing
+    Store.writing = _writing
 
 
 @settings(max_examples=40)

@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 import station.publisher
 from station.connection import Connection
 from station.messages import Alert, CameraHealth, DriftHealth, Health, Rectangle, Reply, Score, Status
-from station.outbox import Outbox, Parcel
+from station.outbox import Outbox
+from station.outbox_store import Parcel
 from station.publisher import SCORE_BACKLOG, Publisher
 from station.settings import MqttSettings, OutboxSettings, SettingsError, TlsSettings
 from tests.support.mosquitto import HOST, Mosquitto, Subscriber, free_port

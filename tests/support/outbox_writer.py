@@ -10,7 +10,8 @@ import random
 import sys
 from pathlib import Path
 
-from station.outbox import Outbox, Parcel
+from station.outbox import Outbox
+from station.outbox_store import Parcel
 from station.settings import OutboxSettings
 
 
