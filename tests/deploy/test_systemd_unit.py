@@ -183,3 +183,12 @@ def test_a_station_works_in_it(root: SystemdRoot) -> None:
     assert "Cred-3-ential" not in (root.shared / "station.log").read_text()
     root.run("systemctl", "stop", UNIT)
     assert root.show(UNIT, "Result") == "success"
+
+
+@pytest.mark.e2e
+def test_a_station_needs_no_secret(root: SystemdRoot) -> None:
+    for name in ("mqtt_password", "camera_url"):
+        root.path(f"/etc/cbigan-station/credentials/cam-1/{name}").unlink()
+    root.put_unit()
+    root.run("systemctl", "start", UNIT)
+    assert root.show(UNIT, "ActiveState") == "active"
