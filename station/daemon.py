@@ -41,6 +41,7 @@ from station.messages import (
     utc_now,
 )
 from station.publisher import Publisher
+from station.recent import FOLDER as RECENT
 from station.recent import RecentFrames
 from station.settings import Settings, SettingsError
 from station.state import StateFolder
@@ -54,7 +55,6 @@ TICK = 0.2  # seconds between two looks at the parts
 LOG_EVERY = 60.0  # seconds; a sign of life in the log
 STOP_SECONDS = 1.4  # from the signal on; two are promised, and a busy machine takes its share
 DRAIN_SECONDS = 10.0  # at the end of a file or folder there is no hurry: every alert should arrive
-RECENT = "recent"  # folder of recent frames, in the state folder
 _END = "the source is over"
 _FAILED = "inspection failed"
 _RELOAD = "reload"
@@ -95,7 +95,11 @@ class Daemon:
         self._drift = DriftWatch(calibration.good_scores if calibration else None, settings.health)
         self._stages = StageWindow()
         self._recent = RecentFrames(state.folder / RECENT, settings.health)
-        build = {"version": __version__, "bundle": self._bundle.manifest.name}
+        build = {
+            "version": __version__,
+            "bundle": self._bundle.manifest.name,
+            "bundle_sha256": self._bundle.digest,
+        }
         self._metrics = MetricsServer(settings.metrics, self._figures, build)
         self._thresholds = ThresholdStore(state.folder)
         override = self._thresholds.load(verdict.threshold, verdict.source)
@@ -243,7 +247,7 @@ class Daemon:
             "reconnects": self._capture.stats.reconnects,
             "broker": self._publisher.connection.connected,
             "dropped": self._dropped(),
-            "queued": self._publisher.queued,
+            "queued": self._queued(),
         }
 
     def _shut_down(self, why: str) -> bool:
@@ -371,6 +375,9 @@ class Daemon:
     def _dropped(self) -> dict[str, int]:
         return {"frames": self._capture.stats.dropped, **self._publisher.dropped}
 
+    def _queued(self) -> dict[str, int]:
+        return {"frames": self._capture.stats.waiting, **self._publisher.queued}
+
     def _camera_health(self) -> CameraHealth:
         stats, reading = self._capture.stats, self._camera.reading
         fault = stats.fault or self._camera.fault
@@ -399,7 +406,7 @@ class Daemon:
             camera=self._camera_health(),
             drift=self._drift.health(),
             stages_ms=self._stages.summary(),
-            queued=self._publisher.queued,
+            queued=self._queued(),
             dropped=self._dropped(),
             temperatures_c=temperatures(),
             resident_bytes=resident_bytes(),
@@ -415,7 +422,7 @@ class Daemon:
             threshold=self._inspect.verdict.threshold,
             camera=self._camera_health(),
             drift=self._drift.health(),
-            queued=self._publisher.queued,
+            queued=self._queued(),
             dropped=self._dropped(),
             broker_connected=self._publisher.connection.connected,
             temperatures_c=temperatures(),

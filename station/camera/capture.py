@@ -41,6 +41,7 @@ class CaptureStats:
         dropped: frames of these that were replaced by a newer one before anybody took them.
         reconnects: how often the camera came back after it was lost.
         connected: the source is open.
+        waiting: frames read and not taken yet.
         fault: why there are no frames, ``code: words`` without credentials; None while all is well.
     """
 
@@ -48,6 +49,7 @@ class CaptureStats:
     dropped: int
     reconnects: int
     connected: bool
+    waiting: int
     fault: str | None
 
 
@@ -98,7 +100,9 @@ class Capture:
     def stats(self) -> CaptureStats:
         """A snapshot."""
         with self._changed:
-            return CaptureStats(self._frames, self._dropped, self._reconnects, self._connected, self._fault())
+            return CaptureStats(
+                self._frames, self._dropped, self._reconnects, self._connected, len(self._waiting), self._fault()
+            )
 
     def start(self) -> None:
         """Start reading.
