@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 
 from train.config import FitConfig
-from train.networks import Critic, Encoder, Generator
+from train.networks import Critic, Encoder, Generator, Locator
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BEST_FILE = "best.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(Exception):
@@ -27,6 +27,7 @@ class Trained:
         encoder: E with averaged weights, float32, on the CPU, in evaluation mode.
         generator: G, likewise.
         critic: D with its last weights.
+        locator: L with averaged weights; None if the run has none.
         config: the run's settings.
         colour: what the training images were.
         images: the training images' paths.
@@ -40,6 +41,7 @@ class Trained:
     encoder: Encoder
     generator: Generator
     critic: Critic
+    locator: Locator | None
     config: FitConfig
     colour: Literal["rgb", "gray"]
     images: list[Path]
@@ -94,12 +96,16 @@ def load_trained(run: Path) -> Trained:
     encoder.load_state_dict(state["ema_encoder"])
     generator.load_state_dict(state["ema_generator"])
     critic.load_state_dict(state["critic"])
-    for module in (encoder, generator, critic):
+    locator = Locator(arch) if config.locator else None
+    if locator is not None:
+        locator.load_state_dict(state["ema_locator"])
+    for module in (encoder, generator, critic, *([] if locator is None else [locator])):
         module.eval().requires_grad_(requires_grad=False)
     return Trained(
         encoder=encoder,
         generator=generator,
         critic=critic,
+        locator=locator,
         config=config,
         colour=state["colour"],
         images=[Path(p) for p in state["images"]],

@@ -35,6 +35,10 @@ class FitConfig(BaseModel):
     width: int = Field(default=8, ge=1, le=256)
     latent_size: int = Field(default=64, ge=1)
     bias: bool = True
+    locator: bool = Field(
+        default=True, description="Train on planted defects, and judge frames by a locator's map instead of A(x)."
+    )
+    smoothing: Positive = Field(default=6.0, description="Deviation of the Gaussian over the locator's map, pixels.")
 
     # Losses and score.
     alpha: Unit = Field(default=1e-2, description="Weight of the consistency loss in the adversarial phase, eq. 13.")
@@ -45,6 +49,7 @@ class FitConfig(BaseModel):
     # Optimisation. The warm start trains E and G to reconstruct images, before D joins.
     warm_start: Unit = Field(default=0.8, description="Share of the budget spent on the warm start.")
     warm_lr: Positive = 1e-3
+    locator_lr: Positive = Field(default=2e-3, description="Rate of the locator; its cosine spans the whole budget.")
     lr: Positive = 3e-4
     final_lr: Unit = Field(
         default=0.05, description="Share of each phase's rate that its cosine ends with; 1: constant."
@@ -102,6 +107,7 @@ def preset(name: str) -> dict[str, object]:
     """
     authors = {
         "bias": False,
+        "locator": False,
         "warm_start": 0.0,
         "batch_size": 32,
         "lr": 1e-4,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from engines.bundle import Bundle
 from engines.engine import Engine, Float32Array, UInt8Array
 from engines.images import read_image
+from engines.judging import Judging
 from engines.tiling import PatchGrid, Tiler
 from train.data import DataError
 from train.labelled import LabelledImage
@@ -29,8 +30,9 @@ class ScoredFrame:
         image: uint8 (H, W, 3), BGR.
         grid: where its patches lie.
         patches: uint8 (N, P, P, 3), the model's colour.
-        score: max over patches of A(x) (eq. 7; paper, section V.B).
+        score: max over patches of A(x) (eq. 7; paper, section V.B), or of the smoothed anomaly map.
         residual: float32 (H, W), |x - G(E(x))| in frame pixels, 0..2.
+        heat: float32 (H, W), frame pixels: what the frame is judged by; the residual, or the smoothed anomaly map.
     """
 
     image: UInt8Array
@@ -38,6 +40,7 @@ class ScoredFrame:
     patches: UInt8Array
     score: float
     residual: Float32Array
+    heat: Float32Array
 
 
 class FrameScorer:
@@ -47,7 +50,7 @@ class FrameScorer:
         """Wire the parts; the engine stays the caller's to close."""
         self._engine = engine
         self._tiler = Tiler(bundle.manifest.preprocessing)
-        self._lambda = bundle.manifest.lambda_
+        self._judging = Judging.of(bundle.manifest)
 
     def score(self, path: Path) -> ScoredFrame:
         """Score one file.
@@ -63,10 +66,12 @@ class FrameScorer:
             raise DataError(f"{path}: {error}") from error
         patches = self._tiler.patches(self._tiler.prepare(image))
         scores = self._engine.score(patches)
-        score = float(scores.anomaly_score(self._lambda).max())
+        judged = self._judging(scores, grid)
+        score = float(judged.patch_scores.max())
         if not np.isfinite(score):
             raise DataError(f"{path}: the model's score for it is {score}; the weights are broken")
-        return ScoredFrame(image, grid, patches, score, grid.to_frame(grid.assemble(scores.residual)))
+        residual = grid.to_frame(grid.assemble(scores.residual))
+        return ScoredFrame(image, grid, patches, score, residual, grid.to_frame(judged.heat))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,7 @@ def evaluate(
         elif image.defect is not None and not mask.any():
             empty_mask.append(image.path)
         else:
-            curves[image.defect].add(frame.residual, mask)
+            curves[image.defect].add(frame.heat, mask)
         on_image()
 
     good, good_pixels = scores.pop(None), curves.pop(None, PixelCurve())

@@ -30,17 +30,20 @@ from engines.tensorrt.gate import judge_plan
 from engines.tiling import Tiler
 from train import model_card
 from train.checkpoint import Trained, load_trained
+from train.data import DataError
 from train.evaluate import Evaluation, FrameScorer, evaluate
 from train.graph import export_graph, open_reconstructor
 from train.labelled import LabelledImage
+from train.networks import Locator
 from train.quantization import quantize_graph
-from train.scorer import Scorer
+from train.scorer import MapScales, Scorer
 from train.sheet import Case, draw_sheet, pick_cases
 
 log = structlog.get_logger(__name__)
 
 LOWER_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 EXAMPLE_IMAGES = 3
+SCALE_PATCHES = 1024  # of the training images, for the scales of the anomaly map
 SCORED_IMAGES = 100  # training images whose scores the model card sums up
 
 _RECORD_KEYS = {"step", "seconds"}  # of a history record; the rest are losses
@@ -73,8 +76,11 @@ def export_run(
     trained = load_trained(run)
     preprocessing = trained.config.preprocessing(trained.colour)
     description = describe(trained, preprocessing, name)
-    scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer)
+    scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator)
     images = [path for path in trained.images if path.is_file()]
+    if trained.locator is not None:
+        on_stage("measuring good material")
+        scorer.scales = fit_scales(trained, trained.locator, images, preprocessing)
 
     on_stage("writing the graph")
     graph = export_graph(scorer, preprocessing.patch_size)
@@ -143,7 +149,7 @@ def _judge(bundle: Bundle, precision: Precision) -> Verdict:
 def describe(trained: Trained, preprocessing: Preprocessing, name: str) -> Description:
     """What the manifest says about a run."""
     config = trained.config
-    inputs, outputs = scorer_tensors(preprocessing.patch_size)
+    inputs, outputs = scorer_tensors(preprocessing.patch_size, anomaly_map=config.locator)
     last = trained.history[-1] if trained.history else {}
     return Description(
         name=name,
@@ -153,6 +159,7 @@ def describe(trained: Trained, preprocessing: Preprocessing, name: str) -> Descr
         network=Network(width=config.width, latent_size=config.latent_size, feature_layer=config.feature_layer),
         alpha=config.alpha,
         lambda_=config.lambda_,
+        smoothing=config.smoothing if config.locator else None,
         inputs=inputs,
         outputs=outputs,
         training=Training(
@@ -177,8 +184,29 @@ def make_selftest(scorer: Scorer, images: list[Path], preprocessing: Preprocessi
     """
     patches = selftest_patches(images, preprocessing)
     with torch.no_grad():
-        reconstruction_error, feature_error, residual, _ = scorer.double()(torch.from_numpy(patches))
-    return SelfTest(patches, ExpectedScores(reconstruction_error.numpy(), feature_error.numpy(), residual.numpy()))
+        *expected, _ = scorer.double()(torch.from_numpy(patches))
+    return SelfTest(patches, ExpectedScores(*(output.numpy() for output in expected)))
+
+
+@torch.no_grad()
+def fit_scales(trained: Trained, locator: Locator, images: list[Path], preprocessing: Preprocessing) -> MapScales:
+    """Medians and 99.9th percentiles of residual and of the locator's log-odds over patches of the training images.
+
+    Raises:
+        DataError: the training images are not where they were.
+    """
+    if not images:
+        raise DataError("the training images are not where they were; exporting a run with a locator needs them")
+    scaled: list[list[torch.Tensor]] = [[], []]
+    for chunk in torch.split(
+        torch.from_numpy(draw_patches(images, preprocessing, SCALE_PATCHES, np.random.default_rng(0))), 64
+    ):
+        x = chunk.permute(0, 3, 1, 2) * (1 / 127.5) - 1
+        reconstruction = trained.generator(trained.encoder(x))
+        scaled[0].append((x - reconstruction).abs().mean(dim=1))
+        scaled[1].append(locator(x, reconstruction))
+    (low_r, high_r), (low_l, high_l) = (np.quantile(torch.cat(values).numpy(), (0.5, 0.999)) for values in scaled)
+    return MapScales((float(low_r), float(high_r)), (float(low_l), float(high_l)))
 
 
 def selftest_patches(images: list[Path], preprocessing: Preprocessing) -> UInt8Array:

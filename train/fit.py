@@ -19,8 +19,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train import checkpoint
 from train.config import FitConfig
 from train.data import TrainingImages
-from train.losses import CriticPlayer, GeneratorEncoderPlayer
-from train.networks import Critic, Encoder, Generator, channels_last
+from train.losses import CriticPlayer, GeneratorEncoderPlayer, LocatorPlayer
+from train.networks import Critic, Encoder, Generator, Locator, channels_last
+from train.planting import Planted, plant
 from train.sampling import PatchSampler
 
 log = structlog.get_logger()
@@ -62,6 +63,7 @@ class Phase:
     name: str
     lr: float
     warm: bool
+    locator_lr: float = 0.0
 
 
 def phase_at(config: FitConfig, fraction: float) -> Phase:
@@ -71,11 +73,12 @@ def phase_at(config: FitConfig, fraction: float) -> Phase:
     Each phase's rate falls on a cosine from its full value to ``final_lr`` of it.
     """
     warm = config.warm_start
+    locator_lr = _cosine(config.locator_lr, config.final_lr, fraction)
     if fraction < warm:
-        return Phase("warm start", _cosine(config.warm_lr, config.final_lr, fraction / warm), warm=True)
+        return Phase("warm start", _cosine(config.warm_lr, config.final_lr, fraction / warm), True, locator_lr)
     within = (fraction - warm) / (1 - warm) if warm < 1 else 1.0
     name = "adversarial" if config.alpha < 1 else "consistency"
-    return Phase(name, _cosine(config.lr, config.final_lr, within), warm=False)
+    return Phase(name, _cosine(config.lr, config.final_lr, within), False, locator_lr)
 
 
 def _cosine(lr: float, final: float, t: float) -> float:
@@ -107,6 +110,7 @@ class Trainer:
         critic = channels_last(Critic(arch))
         ge_player, d_player = GeneratorEncoderPlayer(encoder, generator), CriticPlayer(critic)
         self.encoder, self.generator, self.critic = encoder, generator, critic
+        self.locator = channels_last(Locator(arch)) if config.locator else None
         fused = fabric.device.type == "cuda"
         self.ge_player, self.ge_optimizer = fabric.setup(
             ge_player,
@@ -120,9 +124,15 @@ class Trainer:
                 d_player.parameters(), lr=config.lr, betas=config.betas_d, eps=config.adam_eps, fused=fused
             ),
         )
+        if self.locator is not None:
+            l_player = LocatorPlayer(self.locator)
+            self.l_player, self.l_optimizer = fabric.setup(
+                l_player, torch.optim.Adam(l_player.parameters(), lr=config.locator_lr, fused=fused)
+            )
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self.ema_encoder = AveragedModel(encoder, multi_avg_fn=average)
         self.ema_generator = AveragedModel(generator, multi_avg_fn=average)
+        self.ema_locator = None if self.locator is None else AveragedModel(self.locator, multi_avg_fn=average)
         self.sampler = PatchSampler(
             data.images, arch.image_size, rotate=config.rotate, flip=config.flip, device=fabric.device
         )
@@ -138,6 +148,11 @@ class Trainer:
         """E and G with averaged weights, which is what inference uses."""
         return cast("Encoder", self.ema_encoder.module), cast("Generator", self.ema_generator.module)
 
+    @property
+    def averaged_locator(self) -> Locator | None:
+        """L with averaged weights, if the run has one."""
+        return None if self.ema_locator is None else cast("Locator", self.ema_locator.module)
+
     def advance(self, phase: Phase) -> dict[str, Tensor]:
         """One training step; returns the losses it saw before updating, by name."""
         config, fabric = self.config, self.fabric
@@ -145,29 +160,50 @@ class Trainer:
         x = self.sampler.sample(n, self.random)
         z = torch.randn(n, config.latent_size, generator=self.random).to(fabric.device)
         eps = torch.rand(n, 1, generator=self.random).to(fabric.device)
+        planted = plant(x, self.random) if self.locator is not None else None
         self.step += 1
         train_ge, train_d = True, False
         if not phase.warm and config.alpha < 1.0:
             self.adversarial_step += 1
             train_ge, train_d = players_at(self.adversarial_step, config.d_iter)
-        return self.update(x, z, eps, phase, train_ge=train_ge, train_d=train_d)
+        return self.update(x, z, eps, phase, planted, train_ge=train_ge, train_d=train_d)
 
     def update(
-        self, x: Tensor, z: Tensor, eps: Tensor, phase: Phase, *, train_ge: bool, train_d: bool
+        self,
+        x: Tensor,
+        z: Tensor,
+        eps: Tensor,
+        phase: Phase,
+        planted: Planted | None = None,
+        *,
+        train_ge: bool,
+        train_d: bool,
     ) -> dict[str, Tensor]:
-        """Update E and G, D, or both, from the losses at the weights before the step (as the authors' train_step)."""
+        """Update E and G, D, or both, from the losses at the weights before the step (as the authors' train_step).
+
+        L is updated in every step that has ``planted`` defects for it.
+        """
         losses: dict[str, Tensor] = {}
+        reconstruction: Tensor | None = None
         if train_ge:
             # D's weights take no part in this backward pass; its input gradient does.
             self.critic.requires_grad_(requires_grad=False)
-            ge = self.ge_player(x, None if phase.warm else z, self.config.alpha, self.critic)
+            source = planted.patches if planted is not None else None
+            ge = self.ge_player(x, None if phase.warm else z, self.config.alpha, self.critic, source)
             self.critic.requires_grad_(requires_grad=True)
+            reconstruction = ge.pop("reconstruction", None)
             losses |= {k: v for k, v in ge.items() if k != "total"}
         if train_d:
             with torch.no_grad(), self.fabric.autocast():
                 encoded, generated = self.encoder(x), self.generator(z)
             d = self.d_player(x, encoded, generated, z, eps, self.config.gp_weight)
             losses |= {k: v for k, v in d.items() if k != "total"}
+        if planted is not None:
+            if reconstruction is None:
+                with torch.no_grad(), self.fabric.autocast():
+                    reconstruction = self.generator(self.encoder(planted.patches))
+            location = self.l_player(planted.patches, reconstruction, planted.mask)
+            losses |= {k: v for k, v in location.items() if k != "total"}
         if train_ge:
             self._apply(self.ge_optimizer, ge["total"], phase.lr)
             if self.step % self.config.ema_every == 0:
@@ -175,6 +211,10 @@ class Trainer:
                 self.ema_generator.update_parameters(self.generator)
         if train_d:
             self._apply(self.d_optimizer, d["total"], phase.lr)
+        if planted is not None and self.ema_locator is not None and self.locator is not None:
+            self._apply(self.l_optimizer, location["total"], phase.locator_lr)
+            if self.step % self.config.ema_every == 0:
+                self.ema_locator.update_parameters(self.locator)
         return {k: v.detach() for k, v in losses.items()}
 
     def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
@@ -186,7 +226,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint needs to go on exactly here."""
-        return {
+        state: dict[str, Any] = {
             "config": self.config.model_dump_json(by_alias=True),
             "colour": self.data.colour,
             "images": [str(p) for p in self.data.paths],
@@ -207,14 +247,29 @@ class Trainer:
             "d_optimizer": self.d_optimizer.state_dict(),
             "random": self.random.get_state(),
         }
+        if self.locator is not None and self.ema_locator is not None:
+            state |= {
+                "locator": self.locator.state_dict(),
+                "ema_locator": self.ema_locator.module.state_dict(),
+                "l_optimizer": self.l_optimizer.state_dict(),
+            }
+        return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`."""
         self.step, self.adversarial_step = state["step"], state["adversarial_step"]
         self.seconds, self.history, self.best_auroc = state["seconds"], state["history"], state["best_auroc"]
-        for name in ("encoder", "generator", "critic", "ge_optimizer", "d_optimizer"):
+        has_locator = self.locator is not None
+        for name in (
+            "encoder",
+            "generator",
+            "critic",
+            "ge_optimizer",
+            "d_optimizer",
+            *["locator", "l_optimizer"] * has_locator,
+        ):
             getattr(self, name).load_state_dict(state[name])
-        for name in ("ema_encoder", "ema_generator"):
+        for name in ("ema_encoder", "ema_generator", *["ema_locator"] * has_locator):
             averaged = getattr(self, name)
             averaged.module.load_state_dict(state[name])
             averaged.n_averaged.fill_(state["ema_updates"])

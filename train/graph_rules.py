@@ -62,6 +62,7 @@ RULES: Mapping[str, Rule] = {
     "Gemm": Rule(
         {"alpha": (1.0,), "beta": (1.0,), "transA": (0,), "transB": (0, 1)}, constants=(2,), weights=1, rank=2
     ),
+    "Div": Rule(),
     "LeakyRelu": Rule({"alpha": _ANY}),
     "Mul": Rule(),
     # 8.6 reads the scale as float32 whatever its type, so what is quantized is float32, too.
@@ -80,6 +81,7 @@ RULES: Mapping[str, Rule] = {
         constants=(1, 2, 3),
     ),
     "Slice": Rule(constants=(1, 2, 3, 4)),
+    "Sqrt": Rule(),
     "Sub": Rule(),
     "Tanh": Rule(),
     "Transpose": Rule({"perm": _ANY}),

@@ -6,8 +6,9 @@ The two players are modules, so that Lightning Fabric can wrap each for several 
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from train.networks import Critic, Encoder, Generator
+from train.networks import Critic, Encoder, Generator, Locator
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -23,20 +24,23 @@ class GeneratorEncoderPlayer(nn.Module):
         self.encoder = encoder
         self.generator = generator
 
-    def forward(self, x: Tensor, z: Tensor | None, alpha: float, critic: Critic) -> dict[str, Tensor]:
-        """Losses of one batch: ``total`` to minimise and its parts, scalars.
+    def forward(
+        self, x: Tensor, z: Tensor | None, alpha: float, critic: Critic, source: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of one batch: ``total`` to minimise and its parts, scalars; in the warm start also the reconstruction.
 
         Args:
             x: (N, 3, S, S) real images in [-1, 1].
+            source: in the warm start, what x is to be rebuilt from: x with planted defects. None: x itself.
             z: (N, latent_size) prior latents. None is the warm start: reconstruct images, eq. 11 and nothing else.
             alpha: weight of the consistency loss; 1 is the double autoencoder, 0 is BiGAN (EGBAD).
             critic: D, whose weights the caller has frozen; not called when alpha is 1.
         """
-        encoded = self.encoder(x)
         if z is None:
-            warm = l1(x, self.generator(encoded)).mean()
-            return {"total": warm, "image_consistency": warm}
-        generated = self.generator(z)
+            reconstruction = self.generator(self.encoder(x if source is None else source))
+            warm = l1(x, reconstruction).mean()
+            return {"total": warm, "image_consistency": warm, "reconstruction": reconstruction.detach()}
+        encoded, generated = self.encoder(x), self.generator(z)
         losses: dict[str, Tensor] = {}
         total = x.new_zeros(())
         if alpha < 1.0:
@@ -76,6 +80,27 @@ class CriticPlayer(nn.Module):
             "wasserstein": real - fake,
             "gradient_penalty": penalty,
         }
+
+
+class LocatorPlayer(nn.Module):
+    """L learns to find the planted defects; E and G take no part in its loss."""
+
+    def __init__(self, locator: Locator) -> None:
+        super().__init__()
+        self.locator = locator
+
+    def forward(self, planted: Tensor, reconstruction: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Losses of one batch: ``total`` to minimise and its part, scalars.
+
+        Args:
+            planted: (N, 3, S, S) images with planted defects.
+            reconstruction: (N, 3, S, S) what E and G make of them, detached.
+            mask: (N, 1, S, S) where the defects are.
+        """
+        location = functional.binary_cross_entropy_with_logits(
+            self.locator(planted, reconstruction), functional.avg_pool2d(mask, 2)
+        )
+        return {"total": location, "location": location}
 
 
 def gradient_penalty(critic: Critic, x: Tensor, encoded: Tensor, generated: Tensor, z: Tensor, eps: Tensor) -> Tensor:

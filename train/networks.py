@@ -154,6 +154,52 @@ class Critic(nn.Module):
         return x
 
 
+LOCATOR_WIDTHS = (1, 2, 3, 4, 6)  # filters of its levels, in units of the width
+
+
+class Locator(nn.Module):
+    """L: where in a patch something does not belong, from the patch and what E and G make of it.
+
+    A small U-Net of the paper's blocks. It is trained on good patches into which defects were planted
+    (``train.planting``), so it learns which departures from G(E(x)) matter and which are the material's own.
+
+    Both images are brought to the patch's own mean and contrast first: light changes, defects do not follow it.
+    """
+
+    CONTRAST_FLOOR = 0.02  # of 2; a patch without any contrast is not blown up to noise
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        sizes = [arch.width * w for w in LOCATOR_WIDTHS]
+        self.down = nn.ModuleList(Block(a, b, bias=True) for a, b in pairwise([6, *sizes]))
+        self.up = nn.ModuleList(
+            Block(sizes[i + 1] + sizes[i], sizes[i], bias=True) for i in reversed(range(1, len(sizes) - 1))
+        )
+        self.out = nn.Conv2d(sizes[1], 1, 1)
+        self.pool = nn.AvgPool2d(2)
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        glorot_(self)
+
+    def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
+        """(N, 3, S, S) twice, in [-1, 1] -> (N, 1, S/2, S/2): log-odds that a defect is there."""
+        y = self.normalised(x, reconstruction).to(self.out.weight.dtype)
+        levels = []
+        for i, block in enumerate(self.down):
+            y = block(self.pool(y) if i else y)
+            levels.append(y)
+        for i, block in enumerate(self.up):
+            y = block(torch.cat([self.upsample(y), levels[-2 - i]], dim=1))
+        return self.out(y)
+
+    def normalised(self, x: Tensor, reconstruction: Tensor) -> Tensor:
+        """Both images, less the patch's mean, in units of its standard deviation: (N, 6, S, S)."""
+        pixels = x[0].numel()
+        mean = x.sum(dim=(1, 2, 3), keepdim=True) * (1 / pixels)
+        centred = x - mean
+        contrast = ((centred * centred).sum(dim=(1, 2, 3), keepdim=True) * (1 / pixels)).sqrt()
+        return torch.cat([centred, reconstruction - mean], dim=1) / (contrast + self.CONTRAST_FLOOR)
+
+
 LINEAR_FEATURE_LAYER = "block0.conv1"
 FEATURE_LAYERS = (LINEAR_FEATURE_LAYER, *(f"block{i}" for i in range(len(WIDTHS))))
 

@@ -24,6 +24,7 @@ LABELS = {
     "adversarial": "L_EG",
     "wasserstein": "W",
     "gradient_penalty": "GP",
+    "location": "L_loc",
 }
 
 

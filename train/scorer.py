@@ -1,14 +1,35 @@
 """The scorer: E, G and D's feature layer fused into one function, uint8 patches in, scores out (eq. 7-9)."""
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.networks import FEATURE_LAYERS, Block, Critic, Encoder, Generator
+from train.networks import FEATURE_LAYERS, Block, Critic, Encoder, Generator, Locator
 
 LINEAR_FEATURE_LAYER = "block0.conv1"
+
+
+@dataclass(frozen=True)
+class MapScales:
+    """How residual and log-odds become one anomaly map.
+
+    Each less its median on good material, in units of the distance from there to its 99.9th percentile, and added.
+    Each is (median, 99.9th percentile) here; :func:`train.export.fit_scales` measures them.
+    """
+
+    residual: tuple[float, float] = (0.0, 1.0)
+    log_odds: tuple[float, float] = (0.0, 1.0)
+
+    def anomaly(self, residual: Tensor, log_odds: Tensor) -> Tensor:
+        """The map, in the shape of both."""
+        return (
+            residual * (1 / (self.residual[1] - self.residual[0]))
+            + log_odds * (1 / (self.log_odds[1] - self.log_odds[0]))
+            - sum(low / (high - low) for low, high in (self.residual, self.log_odds))
+        )
 
 
 class Scorer(nn.Module):
@@ -21,9 +42,19 @@ class Scorer(nn.Module):
         generator: G.
         critic: D; only its features up to ``feature_layer`` are used, and none of them depends on z.
         feature_layer: f_D of eq. 9, one of ``FEATURE_LAYERS``.
+        locator: L, for the anomaly map; None: there is none.
+        scales: what good material looks like to both halves of the map; needed with a locator.
     """
 
-    def __init__(self, encoder: Encoder, generator: Generator, critic: Critic, feature_layer: str) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        generator: Generator,
+        critic: Critic,
+        feature_layer: str,
+        locator: Locator | None = None,
+        scales: MapScales | None = None,
+    ) -> None:
         super().__init__()
         if feature_layer not in FEATURE_LAYERS:
             raise ValueError(f"feature layer {feature_layer!r} is none of {', '.join(FEATURE_LAYERS)}")
@@ -31,8 +62,11 @@ class Scorer(nn.Module):
         self.generator = generator
         self.critic = critic
         self.feature_layer = feature_layer
+        self.locator = locator
+        self.scales = scales or MapScales()
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
 
-    def forward(self, patches: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, patches: Tensor) -> tuple[Tensor, ...]:
         """Score patches, in the precision of the weights.
 
         With float16 weights only the networks compute in float16. The scaled image, its difference from the
@@ -43,7 +77,8 @@ class Scorer(nn.Module):
 
         Returns:
             ``reconstruction_error`` (N,), L_R of eq. 8; ``feature_error`` (N,), L_fD of eq. 9; ``residual`` (N, P, P),
-            |x - G(E(x))| averaged over colour; ``reconstruction`` (N, 3, P, P), G(E(x)) in [-1, 1].
+            |x - G(E(x))| averaged over colour; with a locator ``anomaly_map`` (N, P, P), see :class:`MapScales`;
+            ``reconstruction`` (N, 3, P, P), G(E(x)) in [-1, 1].
         """
         dtype = self.generator.out.weight.dtype
         exact = torch.promote_types(dtype, torch.float32)
@@ -51,10 +86,15 @@ class Scorer(nn.Module):
         reconstruction = self.generator(self.encoder(x.to(dtype))).to(exact)
         difference = x - reconstruction
         colour_sum = difference.abs().sum(dim=1)  # one pass over the colours serves both outputs
+        residual = colour_sum * (1 / 3)
+        maps = [residual]
+        if self.locator is not None:
+            log_odds = self.upsample(self.locator(x, reconstruction).to(exact)).sum(dim=1)
+            maps.append(self.scales.anomaly(residual, log_odds))
         return (
             colour_sum.sum(dim=(1, 2)),
             self._feature_error(x, reconstruction, difference),
-            colour_sum * (1 / 3),
+            *maps,
             reconstruction,
         )
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from train.graph import export_graph
-from train.networks import Architecture, Critic, Encoder, Generator
+from train.networks import Architecture, Critic, Encoder, Generator, Locator
 from train.quantization import quantize_graph
-from train.scorer import Scorer
+from train.scorer import MapScales, Scorer
 
 torch.set_num_threads(1)  # these networks are too small for more, and threads that wait for a core cost seconds
 
@@ -20,11 +20,13 @@ def image_size(category: str) -> int:
 
 
 @functools.cache
-def make_scorer(layer: str, category: str, width: int = 3) -> Scorer:
+def make_scorer(layer: str, category: str, width: int = 3, *, locator: bool = False) -> Scorer:
     """In float64, so that its outputs can serve as the truth; every bias is used."""
     torch.manual_seed(7)
     arch = Architecture(category, width=width)
-    scorer = Scorer(Encoder(arch), Generator(arch), Critic(arch), layer)
+    networks = Encoder(arch), Generator(arch), Critic(arch)
+    scales = MapScales((0.1, 0.9), (-4.0, 2.0))
+    scorer = Scorer(*networks, layer, Locator(arch), scales) if locator else Scorer(*networks, layer)
     for name, parameter in scorer.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.2)
@@ -32,10 +34,11 @@ def make_scorer(layer: str, category: str, width: int = 3) -> Scorer:
 
 
 @functools.lru_cache(maxsize=4)  # wide ones are large
-def make_graph(layer: str, category: str, width: int = 3, precision: str = "fp32") -> bytes:
+def make_graph(layer: str, category: str, width: int = 3, precision: str = "fp32", *, locator: bool = False) -> bytes:
+    size = image_size(category)
     if precision == "int8":
-        return quantize_graph(make_graph(layer, category, width), some_patches(8, image_size(category)))
-    return export_graph(make_scorer(layer, category, width), image_size(category), DTYPES[precision])
+        return quantize_graph(make_graph(layer, category, width, locator=locator), some_patches(8, size))
+    return export_graph(make_scorer(layer, category, width, locator=locator), size, DTYPES[precision])
 
 
 def some_patches(n: int, size: int = 64) -> np.ndarray:
@@ -48,8 +51,8 @@ def run_torch(scorer: Scorer, patches: np.ndarray) -> list[np.ndarray]:
 
 
 def run_graph(graph: bytes, patches: np.ndarray) -> list[np.ndarray]:
-    """The three outputs, by ONNX Runtime."""
+    """All outputs, by ONNX Runtime."""
     import onnxruntime  # here, when engines has been imported: it turns the telemetry off
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return session.run(["reconstruction_error", "feature_error", "residual"], {"patches": patches})
+    return session.run(None, {"patches": patches})

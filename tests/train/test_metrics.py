@@ -153,9 +153,22 @@ def test_binning_of_continuous_residuals_stays_within_its_bound() -> None:
     assert curve.au_pro() == pytest.approx(brute_force_au_pro([(residual, mask)], PRO_LIMIT), abs=1e-3)
 
 
-@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, 2.1])
-def test_residuals_out_of_range_are_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="must lie in"):
+def test_the_order_of_a_map_is_all_that_counts() -> None:
+    rng = np.random.default_rng(3)
+    mask = np.zeros((40, 40), bool)
+    mask[5:15, 5:20] = True
+    heat = (rng.normal(size=mask.shape) + mask).astype(np.float32)  # negative values too
+    positive = np.exp(heat / 8).astype(np.float32)
+    for a, b in ((heat, positive), (heat - 50, heat + 50)):
+        found, expected = curve_of([(a, mask)]), curve_of([(b, mask)])
+        assert found.auroc() == pytest.approx(expected.auroc(), abs=2e-3)
+        assert found.au_pro() == pytest.approx(expected.au_pro(), abs=5e-3)
+    assert curve_of([(heat, mask)]).auroc() == pytest.approx(pairwise_auroc(heat[~mask], heat[mask]), abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan, np.inf])
+def test_maps_that_are_no_numbers_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
         PixelCurve().add(np.full((2, 2), value, np.float32), np.zeros((2, 2), bool))
 
 

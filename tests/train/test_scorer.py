@@ -113,3 +113,31 @@ def test_unknown_feature_layer_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"'block9' is none of block0\.conv1"):
         Scorer(known.encoder, known.generator, known.critic, "block9")
+
+
+@pytest.mark.parametrize(("category", "precision", "error"), [("texture", "fp32", 1e-5), ("object", "fp16", 5e-3)])
+def test_the_anomaly_map_adds_both_halves_in_their_scales(category: str, precision: str, error: float) -> None:
+    scorer = make_scorer("block0.conv1", category, locator=True)
+    patches = some_patches(3, image_size(category))
+    x = torch.from_numpy(patches.transpose(0, 3, 1, 2).astype(np.float64) / 127.5 - 1)
+    with torch.no_grad():
+        y = scorer.generator(scorer.encoder(x))
+        log_odds = torch.nn.functional.interpolate(scorer.locator(x, y), scale_factor=2, mode="bilinear")[:, 0]
+    expected = ((x - y).abs().mean(1) - 0.1) / 0.8 + (log_odds + 4) / 6
+
+    found = run_torch(scorer, patches)
+    np.testing.assert_allclose(found[3], expected, atol=1e-9)
+    np.testing.assert_allclose(found[4], y, atol=1e-12)
+    by_graph = run_graph(make_graph("block0.conv1", category, precision=precision, locator=True), patches)
+    assert len(by_graph) == 4
+    assert np.abs(by_graph[3] - expected.numpy()).max() < error * np.abs(expected.numpy()).max()
+
+
+def test_the_locator_does_not_see_light_and_contrast() -> None:
+    locator = make_scorer("block0.conv1", "texture", locator=True).locator
+    x, y = torch.rand(2, 2, 3, 64, 64, dtype=torch.float64) * 0.8 - 0.4
+    with torch.no_grad():
+        a, b = locator(x, y), locator(x + 0.3, y + 0.3)
+        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(locator.normalised(2 * x, 2 * y), locator.normalised(x, y), rtol=0.1, atol=0.1)
+        assert torch.isfinite(locator(torch.zeros_like(x), torch.zeros_like(x))).all()

@@ -11,8 +11,14 @@ from tests.support.scorers import image_size, make_graph
 
 pytestmark = pytest.mark.skipif(library.problem() is not None, reason="the extra 'tensorrt' is not installed")
 
-# The smallest, the usual and the largest width; both categories; both ways in which the feature error is computed.
-SCORERS = [("block0.conv1", "texture", 3), ("block2", "object", 16), ("block0.conv1", "texture", 64)]
+# The smallest, the usual and the largest width; both categories; both ways in which the feature error is computed; a
+# locator.
+SCORERS = [
+    ("block0.conv1", "texture", 3, False),
+    ("block2", "object", 16, False),
+    ("block0.conv1", "texture", 64, False),
+    ("block0.conv1", "texture", 8, True),
+]
 PRECISIONS = ["fp32", "fp16", "int8"]  # in this order: int8 is made from the fp32 graph, which is kept
 
 
@@ -24,11 +30,12 @@ def scorer(request):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_graph_is_parsed_and_built(scorer, precision):
-    layer, category, width = scorer
+    layer, category, width, locator = scorer
     size = image_size(category)
     options = BuildOptions(precision, max_patches=60, workspace=2**30)
 
-    built = build_plan(make_graph(layer, category, width, precision), scorer_tensors(size), options)
+    graph = make_graph(layer, category, width, precision, locator=locator)
+    built = build_plan(graph, scorer_tensors(size, anomaly_map=locator), options)
 
     tensors = {t.name: (t.direction, t.dtype, t.shape) for t in built.inspection.tensors}
     assert tensors == {
@@ -36,6 +43,7 @@ def test_the_graph_is_parsed_and_built(scorer, precision):
         "reconstruction_error": ("out", "float32", (-1,)),
         "feature_error": ("out", "float32", (-1,)),
         "residual": ("out", "float32", (-1, size, size)),
+        **({"anomaly_map": ("out", "float32", (-1, size, size))} if locator else {}),
     }
     assert built.inspection.patches == (1, 60, 60)
     kinds = {dtype: sum(dtype in layer.dtypes for layer in built.inspection.layers) for dtype in ("float16", "int8")}
