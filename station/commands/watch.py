@@ -18,7 +18,7 @@ from rich.text import Text
 
 from station import logs
 from station.connection import Connection
-from station.messages import MESSAGES, Alert, Info, Message, Score, Status
+from station.messages import MESSAGES, Alert, Health, Info, Message, Reply, Score, Status
 from station.settings import LogSettings, MqttSettings, SettingsError, load_broker_settings
 
 REFRESH_SECONDS = 0.2
@@ -118,6 +118,9 @@ class _Watcher:
         self._prefix = prefix
         self._console = console
         self._scores: dict[str, _Scores] = {}
+        # Codes of reasons, by station: those that `status` told, and those that only `health` tells.
+        self._status_codes: dict[str, set[str]] = {}
+        self._minor_codes: dict[str, set[str]] = {}
         self._next_summary = time.monotonic() + SUMMARY_SECONDS
 
     def follow(self, heard: "queue.SimpleQueue[mqtt.MQTTMessage]") -> None:
@@ -138,11 +141,15 @@ class _Watcher:
                     self._next_summary = now + SUMMARY_SECONDS
 
     def take(self, message: mqtt.MQTTMessage) -> None:
-        """Print one message; scores are only counted."""
+        """Print one message; scores are only counted, and `health` told where it has news."""
         levels = message.topic.removeprefix(f"{self._prefix}/").split("/")
-        station, kind = "/".join(levels[:3]), "/".join(levels[3:])
-        if kind.startswith("alert/"):
-            self._say(message, station, Text(f"picture {levels[-2]}, {len(message.payload) / 1024:.0f} KiB", "dim"))
+        station, kind = "/".join(levels[:3]), levels[3] if len(levels) > 3 else ""
+        if levels[-1] == "image":
+            words = f"{'picture' if kind == 'alert' else kind} {levels[-2]}, {len(message.payload) / 1024:.0f} KiB"
+            self._say(message, station, Text(words, "dim"))
+            return
+        if kind == "cmd":
+            self._say(message, station, Text(f"command {levels[-1]} {message.payload[:100].decode(errors='replace')}"))
             return
         model = _KINDS.get(kind)
         if model is None:
@@ -155,8 +162,19 @@ class _Watcher:
             return
         if isinstance(parsed, Score):
             self._scores.setdefault(station, _Scores()).take(parsed)
+        elif isinstance(parsed, Health):
+            self._take_health(message, station, parsed)
         else:
+            if isinstance(parsed, Status):
+                self._status_codes[station] = {reason.partition(":")[0] for reason in parsed.reasons}
             self._say(message, station, _words(parsed))
+
+    def _take_health(self, message: mqtt.MQTTMessage, station: str, health: Health) -> None:
+        by_code = {reason.partition(":")[0]: reason for reason in health.reasons}
+        minor = {code: reason for code, reason in by_code.items() if code not in self._status_codes.get(station, ())}
+        if minor.keys() != self._minor_codes.get(station, set()):
+            self._minor_codes[station] = set(minor)
+            self._say(message, station, Text(f"health: {'; '.join(minor.values()) or 'all well again'}", "yellow"))
 
     def _say(self, message: mqtt.MQTTMessage, station: str, words: Text) -> None:
         retained = " (retained)" if message.retain else ""
@@ -192,4 +210,7 @@ def _words(message: Message) -> Text:
             f" {message.id}  peak {message.peak_score:.4g} of {message.threshold:.4g}  "
             f"frames {message.first_frame}-{message.last_frame}  {boxes}  {message.name}".rstrip(),
         )
+    if isinstance(message, Reply):
+        result = ", ".join(f"{key} {value}" for key, value in message.result.items())
+        return Text(f"reply to {message.verb}: {f'done {result}'.rstrip() if message.ok else message.error}")
     return Text(message.schema_)
