@@ -240,7 +240,7 @@ def test_a_graph_that_does_not_reproduce_torch_is_not_written(
 def read_toy_graph(tmp_path: Path) -> bytes:
     from tests.support.bundles import make_bundle
 
-    return make_bundle(tmp_path / "toy", patch_size=64).scorer
+    return make_bundle(tmp_path / "toy", patch_size=64, smoothing=6.0).scorer
 
 
 def test_user_errors_are_told_before_anything_is_written(run: Path, tmp_path: Path) -> None:
