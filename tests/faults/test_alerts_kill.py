@@ -55,7 +55,7 @@ def test_killed_while_it_writes(tmp_path: Path, fault: Fault) -> None:
                     expected.remove(key)
         writer.wait()
         writer.stdout.close()
-    outbox = Outbox(tmp_path, OutboxSettings())
+    outbox = Outbox(tmp_path, OutboxSettings(max_mib=4096))
     found = []
     while (parcel := outbox.first()) is not None:
         assert parcel.payload.rstrip(b".") == parcel.key.encode()

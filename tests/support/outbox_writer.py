@@ -16,7 +16,7 @@ from station.settings import OutboxSettings
 
 
 def write(folder: Path, prefix: str) -> None:
-    outbox = Outbox(folder, OutboxSettings())
+    outbox = Outbox(folder, OutboxSettings(max_mib=4096))  # room for all: what is dropped would look like a loss
     assert outbox.trouble is None, outbox.trouble
     for number in itertools.count(1):
         key = f"{prefix}-{number}"
