@@ -23,6 +23,7 @@ from rich.table import Table
 
 from engines.bundle import read_bundle
 from engines.engine import EngineSettings
+from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tiling import Tiler
 from station.calibration import calibrate_good
@@ -60,7 +61,7 @@ def measure(bundle: Path, seeds: int, n_frames: int) -> dict[str, Any]:
     """Calibrate as the demo does, then run ``seeds`` lines."""
     read = read_bundle(bundle)
     engine = open_engine(read, EngineSettings())
-    inspector = Inspector(engine, Tiler(read.manifest.preprocessing), read.manifest.lambda_, JudgeSettings())
+    inspector = Inspector(engine, Tiler(read.manifest.preprocessing), Judging.of(read.manifest), JudgeSettings())
     good = np.array(
         [
             inspector.inspect(np.repeat(grey[..., None], 3, axis=2)).score

@@ -19,6 +19,7 @@ from scipy import signal, stats
 
 from engines.bundle import read_bundle
 from engines.engine import EngineSettings, UInt8Array
+from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tiling import Tiler
 from station.calibration import thinned
@@ -157,7 +158,7 @@ def sample_line(bundle: Path, n: int, rng: Rng) -> Iterator[tuple[str, dict[str,
     """The bundled engine's scores on the demo's line: calibrated on one run, watched on others of ``n`` frames."""
     read = read_bundle(bundle)
     engine = open_engine(read, EngineSettings())
-    inspector = Inspector(engine, Tiler(read.manifest.preprocessing), read.manifest.lambda_, JudgeSettings())
+    inspector = Inspector(engine, Tiler(read.manifest.preprocessing), Judging.of(read.manifest), JudgeSettings())
 
     def scores(seed: int, frames: int, change: Callable[..., UInt8Array], defects: bool) -> list[float]:
         line = SampleLine(seed, frames, defects=defects)

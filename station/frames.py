@@ -34,14 +34,14 @@ class Inspection:
 
     Attributes:
         score: the frame's score; above the threshold the frame is anomalous.
-        patch_scores: float32 (N,), A(x) of eq. 7.
-        residual: float32 (N, P, P), 0..2.
+        patch_scores: float32 (N,); see engines.judging.
+        heat: float32 (h, w), prepared pixels: where the frame departs from good material; may be negative.
         grid: where the N patches lie.
         ms: milliseconds by stage: prepare, infer, judge.
     """
 
     score: float
     patch_scores: Float32Array = field(repr=False)
-    residual: Float32Array = field(repr=False)
+    heat: Float32Array = field(repr=False)
     grid: PatchGrid = field(repr=False)
     ms: dict[str, float]

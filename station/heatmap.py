@@ -20,7 +20,7 @@ _RED, _GREEN = (72, 72, 230), (110, 180, 70)
 def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, boxes: Sequence[Box] = ()) -> UInt8Array:
     """Draw an inspection over its frame.
 
-    The hottest colour stands for the largest residual of this frame, or, where the frame scores below the
+    The hottest colour stands for what departs most in this frame, or, where the frame scores below the
     threshold, for one larger in the same proportion: a good frame stays pale instead of showing its noise in
     full colour.
 
@@ -70,17 +70,16 @@ def encode_jpeg(picture: UInt8Array, max_side: int, quality: int) -> bytes:
 
 
 def _heat(inspection: Inspection, threshold: float | None) -> Float32Array:
-    """float32 (H, W), 0..1: the smoothed residual in frame pixels."""
+    """float32 (H, W), 0..1, frame pixels."""
     grid = inspection.grid
-    residual = grid.assemble(inspection.residual)
     # Single pixels mean little; a blur of some pixels shows the shape of what differs.
-    residual = np.asarray(cv2.GaussianBlur(residual, (0, 0), grid.patch / 32), np.float32)
-    top = float(residual.max())
+    heat = np.asarray(cv2.GaussianBlur(inspection.heat.clip(0), (0, 0), grid.patch / 32), np.float32)
+    top = float(heat.max())
     if threshold is not None and 0 < inspection.score < threshold:
         top *= threshold / inspection.score
     if top <= 0:
         return np.zeros(grid.frame_size, np.float32)
-    return grid.to_frame(residual / np.float32(top))
+    return grid.to_frame(heat / np.float32(top))
 
 
 def _blend(picture: UInt8Array, heat: Float32Array) -> UInt8Array:

@@ -9,6 +9,7 @@ import structlog
 
 from engines.bundle import Bundle
 from engines.engine import EngineInfo
+from engines.judging import Judging
 from engines.opening import open_engine
 from station.announce import alert_message, score_message
 from station.camera import CameraError, Capture, EndOfStream
@@ -123,7 +124,7 @@ class InspectThread:
             try:
                 self.engine = engine.info
                 tiler = make_tiler(self._settings, self._bundle)
-                inspector = Inspector(engine, tiler, self._bundle.manifest.lambda_, self._settings.judge)
+                inspector = Inspector(engine, tiler, Judging.of(self._bundle.manifest), self._settings.judge)
                 try:
                     self._take_all(inspector)
                 finally:

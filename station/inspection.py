@@ -6,6 +6,7 @@ import numpy as np
 
 from engines.engine import Engine, UInt8Array
 from engines.errors import BackendError
+from engines.judging import Judging
 from engines.tiling import Tiler
 from station.frames import Inspection
 from station.judge import frame_score
@@ -17,18 +18,18 @@ __all__ = ["Inspection", "Inspector"]
 class Inspector:
     """Cuts a frame into patches, scores them and judges the frame. One thread uses it at a time."""
 
-    def __init__(self, engine: Engine, tiler: Tiler, lambda_: float, judge: JudgeSettings) -> None:
+    def __init__(self, engine: Engine, tiler: Tiler, judging: Judging, judge: JudgeSettings) -> None:
         """Wire the parts.
 
         Args:
             engine: scores patches.
             tiler: cuts frames as the model was trained.
-            lambda_: weight of the feature error (eq. 7), from the bundle's manifest.
+            judging: how the bundle's scores judge a patch.
             judge: how patch scores become the frame's score.
         """
         self._engine = engine
         self._tiler = tiler
-        self._lambda = lambda_
+        self._judging = judging
         self._judge = judge
 
     def inspect(self, image: UInt8Array) -> Inspection:
@@ -47,7 +48,8 @@ class Inspector:
         prepared = perf_counter()
         scores = self._engine.score(patches)
         inferred = perf_counter()
-        patch_scores = scores.anomaly_score(self._lambda)
+        judged = self._judging(scores, grid)
+        patch_scores = judged.patch_scores
         # NaN is above no threshold: every defect would pass as good from here on.
         if not np.isfinite(patch_scores).all():
             bad = int(np.count_nonzero(~np.isfinite(patch_scores)))
@@ -56,15 +58,15 @@ class Inspector:
                 "try a higher precision, or check the device with `station engine verify`"
             )
         score = frame_score(patch_scores, self._judge)
-        judged = perf_counter()
+        done = perf_counter()
         return Inspection(
             score=score,
             patch_scores=patch_scores,
-            residual=scores.residual,
+            heat=judged.heat,
             grid=grid,
             ms={
                 "prepare": 1e3 * (prepared - start),
                 "infer": 1e3 * (inferred - prepared),
-                "judge": 1e3 * (judged - inferred),
+                "judge": 1e3 * (done - inferred),
             },
         )

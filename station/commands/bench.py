@@ -14,6 +14,7 @@ from rich.table import Table
 
 from engines.bundle import Bundle, read_bundle
 from engines.engine import EngineInfo, EngineSettings, Precision, UInt8Array
+from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tensorrt.plans import in_turns
 from engines.tiling import Tiler
@@ -85,7 +86,7 @@ def bench(
     with show_building(Console(stderr=True)) as on_progress:
         opened = open_engine(read, settings, on_progress)
     try:
-        inspector = Inspector(opened, tiler, read.manifest.lambda_, JudgeSettings())
+        inspector = Inspector(opened, tiler, Judging.of(read.manifest), JudgeSettings())
         ms = _measure(inspector, (height, width), warm_up, frames)
     finally:
         opened.close()

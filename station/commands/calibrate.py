@@ -19,6 +19,7 @@ from rich.progress import Progress, TaskID
 from engines.bundle import Bundle, read_bundle
 from engines.engine import EngineSettings
 from engines.images import find_images
+from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tiling import Tiler
 from station import charts, logs
@@ -157,7 +158,7 @@ def calibrate(
     try:
         manifest = plan.bundle.manifest
         tiler = Tiler(manifest.preprocessing, plan.roi.box if plan.roi else None)
-        inspector = Inspector(engine, tiler, manifest.lambda_, plan.judge)
+        inspector = Inspector(engine, tiler, Judging.of(manifest), plan.judge)
         with make_progress(console) as progress:
             good_set = _collect_good(plan, inspector, progress)
             defect_set = _collect_files(plan.defect_files, "defective frames", inspector, progress, _Set(-1))

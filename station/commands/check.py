@@ -13,6 +13,7 @@ from rich.markup import escape
 from engines.bundle import Bundle, read_bundle
 from engines.engine import Engine
 from engines.errors import EngineError
+from engines.judging import Judging
 from engines.opening import open_engine
 from station import logs
 from station.calibration import CalibrationError
@@ -118,7 +119,7 @@ def _engine(settings: Settings, bundle: Bundle) -> tuple[Engine, str]:
 def _inspection(
     settings: Settings, bundle: Bundle, engine: Engine, verdict: Verdict, frame: Frame
 ) -> tuple[float, str]:
-    inspector = Inspector(engine, make_tiler(settings, bundle), bundle.manifest.lambda_, settings.judge)
+    inspector = Inspector(engine, make_tiler(settings, bundle), Judging.of(bundle.manifest), settings.judge)
     inspection = inspector.inspect(frame.image)
     height, width = frame.image.shape[:2]
     if verdict.calibration is not None:

@@ -15,6 +15,7 @@ from engines.bundle import read_bundle
 from engines.engine import EngineSettings
 from engines.errors import ImageError
 from engines.images import find_images
+from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tiling import Tiler
 from station import logs
@@ -82,7 +83,7 @@ def inspect(
     try:
         roi = calibrated.camera.roi if calibrated else None
         tiler = Tiler(opened.manifest.preprocessing, roi.box if roi else None)
-        inspector = Inspector(engine, tiler, opened.manifest.lambda_, _judge(calibrated))
+        inspector = Inspector(engine, tiler, Judging.of(opened.manifest), _judge(calibrated))
         with make_progress(err) as progress:
             task = progress.add_task("inspecting", total=len(files))
             for found in inspect_files(files, inspector, progress, task):

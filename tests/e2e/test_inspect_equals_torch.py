@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from engines.bundle import read_bundle
-from engines.images import read_image
+from engines.engine import PatchScores
+from engines.images import find_images, read_image
+from engines.judging import Judging
 from engines.tiling import Tiler
 from tests.support.station_process import REPOSITORY, station
 from train.checkpoint import load_trained
+from train.export import fit_scales
 from train.scorer import Scorer
 
 pytestmark = pytest.mark.e2e
@@ -27,14 +30,16 @@ def station_train(*args: str | Path) -> None:
     subprocess.run(command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
 
 
-def test_scores_of_odd_sized_images_equal_torchs(tmp_path: Path):
+@pytest.mark.parametrize("locator", ["--locator", "--no-locator"])
+def test_scores_of_odd_sized_images_equal_torchs(tmp_path: Path, locator: str):
     images, run, bundle = tmp_path / "images", tmp_path / "run", tmp_path / "bundle"
     images.mkdir()
     rng = np.random.default_rng(0)
     for i, size in enumerate(SIZES):
         smooth = cv2.GaussianBlur(rng.normal(0, 400, (*size, 3)), (0, 0), 3)
         assert cv2.imwrite(str(images / f"{i}.png"), (128 + smooth).clip(0, 255).astype(np.uint8))
-    station_train("fit", "--data", images, "--out", run, "--width", "3", "--steps", "12", "--warm-start", "0.5")
+    budget = ("--width", "3", "--steps", "12", "--warm-start", "0.5")
+    station_train("fit", "--data", images, "--out", run, *budget, locator)
     station_train("export", "--run", run, "--out", bundle)
 
     done = station("inspect", "--bundle", bundle, "--json", images)
@@ -43,11 +48,16 @@ def test_scores_of_odd_sized_images_equal_torchs(tmp_path: Path):
     assert [Path(line["path"]).name for line in lines] == [f"{i}.png" for i in range(len(SIZES))]
 
     trained, manifest = load_trained(run), read_bundle(bundle).manifest
-    scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer).double()
+    scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator)
+    if trained.locator is not None:
+        scorer.scales = fit_scales(trained, trained.locator, find_images(images), manifest.preprocessing)
+    scorer.double()
     tiler = Tiler(manifest.preprocessing)
     for line in lines:
-        patches = torch.from_numpy(tiler.patches(tiler.prepare(read_image(Path(line["path"])))))
-        l_r, l_fd, *_ = scorer(patches)
-        expected = ((1 - manifest.lambda_) * l_r + manifest.lambda_ * l_fd).numpy()
-        assert [patch["score"] for patch in line["patches"]] == pytest.approx(expected, rel=1e-3)
-        assert line["score"] == pytest.approx(expected.max(), rel=1e-3)
+        image = read_image(Path(line["path"]))
+        with torch.no_grad():
+            *outputs, _ = scorer(torch.from_numpy(tiler.patches(tiler.prepare(image))))
+        scores = PatchScores(*(output.numpy().astype(np.float32) for output in outputs))
+        expected = Judging.of(manifest)(scores, tiler.grid(image.shape[:2])).patch_scores
+        assert [patch["score"] for patch in line["patches"]] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert line["score"] == pytest.approx(expected.max(), rel=1e-3, abs=1e-4)

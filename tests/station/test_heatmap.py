@@ -17,7 +17,7 @@ def inspected(height, width, score=200.0, hot=0, roi=None):
     residual = np.zeros((grid.n, P, P), np.float32)
     residual[hot] = 0.6
     image = np.full((height, width, 3), 128, np.uint8)
-    return image, Inspection(score, np.zeros(grid.n, np.float32), residual, grid, {})
+    return image, Inspection(score, np.zeros(grid.n, np.float32), grid.assemble(residual), grid, {})
 
 
 @pytest.mark.parametrize("size", [(40, 50), (512, 512), (300, 1200), (900, 120), (1200, 1600)])
@@ -56,7 +56,7 @@ def test_good_frame_stays_pale():
 
 def test_frame_without_any_residual_is_left_as_it_is():
     image, inspection = inspected(512, 512, score=0.0)
-    inspection.residual[:] = 0
+    inspection.heat[:] = 0
     assert (draw(image, inspection, 100.0)[:512] == image).all()
 
 
@@ -69,7 +69,7 @@ def test_boxes_reach_the_border_without_being_cut():
 
 def test_region_of_interest_is_outlined():
     image, inspection = inspected(512, 512, roi=Box(100, 100, 300, 300))
-    inspection.residual[:] = 0
+    inspection.heat[:] = 0
     picture = draw(image, inspection, 100.0)[:512]
     assert (picture[200, 98:103] != 128).any()
     assert (picture[:90] == 128).all()

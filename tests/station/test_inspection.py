@@ -4,6 +4,7 @@ import pytest
 from engines.engine import EngineInfo, EngineSettings, PatchScores
 from engines.errors import BackendError
 from engines.geometry import Box
+from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tiling import Tiler
 from station.inspection import Inspector
@@ -25,7 +26,7 @@ def engine(bundle):
 
 def inspector(bundle, engine, roi=None, **judge):
     tiler = Tiler(bundle.manifest.preprocessing, roi)
-    return Inspector(engine, tiler, bundle.manifest.lambda_, JudgeSettings(**judge))
+    return Inspector(engine, tiler, Judging.of(bundle.manifest), JudgeSettings(**judge))
 
 
 def test_scores_are_those_of_the_model_on_the_patches(bundle, engine):
@@ -36,10 +37,25 @@ def test_scores_are_those_of_the_model_on_the_patches(bundle, engine):
     score = (1 - LAMBDA) * expected.reconstruction_error + LAMBDA * expected.feature_error
     assert found.patch_scores == pytest.approx(score, rel=1e-4)
     assert found.score == pytest.approx(score.max(), rel=1e-4)
-    assert found.residual.shape == (found.grid.n, 32, 32)
+    assert found.heat == pytest.approx(found.grid.assemble(expected.residual), rel=1e-4)
     assert found.grid.frame_size == (70, 100)
     assert set(found.ms) == {"prepare", "infer", "judge"}
     assert min(found.ms.values()) >= 0
+
+
+def test_a_bundle_with_an_anomaly_map_is_judged_by_the_map(tmp_path):
+    bundle = make_bundle(tmp_path / "mapped", 32, smoothing=3.0)
+    mapped = open_engine(bundle, EngineSettings(threads=1))
+    image = np.full((64, 96, 3), GREY, np.uint8)
+    image[28:36, 40:48] = 255  # on the seam between two rows of patches
+    found = inspector(bundle, mapped).inspect(image)
+    mapped.close()
+    assert found.heat.shape == (64, 96)
+    y, x = np.unravel_index(found.heat.argmax(), found.heat.shape)
+    assert (30 <= y <= 33, 42 <= x <= 45) == (True, True)
+    assert found.score == found.patch_scores.max() == pytest.approx(found.heat.max())
+    hot = np.flatnonzero(found.patch_scores > 0.9 * found.score)
+    assert set(map(tuple, found.grid.origins[hot])) == {(0, 32), (32, 32)}
 
 
 def test_defect_outside_the_region_of_interest_is_not_seen(bundle, engine):

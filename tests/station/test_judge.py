@@ -29,8 +29,7 @@ MAX = JudgeSettings()
 def inspection(scores, on=None, judge=MAX):
     on = on or grid()
     patch_scores = np.asarray(scores, np.float32).ravel()
-    residual = np.zeros((on.n, P, P), np.float32)
-    return Inspection(frame_score(patch_scores, judge), patch_scores, residual, on, {})
+    return Inspection(frame_score(patch_scores, judge), patch_scores, np.zeros(on.prepared_size, np.float32), on, {})
 
 
 def picture(*hot, score=STRONG, base=QUIET):

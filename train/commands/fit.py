@@ -115,6 +115,15 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
     feature_layer: Annotated[
         str | None, typer.Option("--feature-layer", help="Layer of D for the feature error.", rich_help_panel=MODEL)
     ] = None,
+    locator: Annotated[
+        bool | None,
+        typer.Option(
+            "--locator/--no-locator",
+            rich_help_panel=MODEL,
+            help="Plant defects into patches and train a network to find them: its map and the smoothed residual then "
+            "judge frames. Without: A(x), the paper's score. Default: with.",
+        ),
+    ] = None,
     warm_start: Annotated[
         float | None,
         typer.Option("--warm-start", help="Share of the budget for the warm start, 0 to 1.", rich_help_panel=TRAINING),
@@ -190,6 +199,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         "alpha": alpha,
         "lambda": lambda_,
         "feature_layer": feature_layer,
+        "locator": locator,
         "warm_start": warm_start,
         "lr": lr,
         "gp_weight": gp_weight,
