@@ -32,7 +32,7 @@ quality: $(VENV)/.dev  ## Detection quality of the bundled engine on the demo's 
 	$(BIN)/python benchmarks/demo_line.py
 
 faults: $(VENV)/.dev $(VENV)/.system  ## Inject every fault into running stations: one line each, injected, expected, seen
-	STATION_FAULT_KILLS=$${STATION_FAULT_KILLS:-50} STATION_FAULTS_REPORT=docs/reliability.md \
+	FAULT_KILLS=$${FAULT_KILLS:-50} FAULTS_REPORT=docs/reliability.md \
 	  $(BIN)/python -m pytest tests/faults -q --no-header $(PYTEST_ARGS)
 
 soak: $(VENV)/.dev $(VENV)/.system  ## Endurance: ten minutes at full speed, then a week of frames; half an hour and more

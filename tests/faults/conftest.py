@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-REPORT = "STATION_FAULTS_REPORT"
+REPORT = "FAULTS_REPORT"
 """Environment variable: the page between whose marks the lines go as a table, docs/reliability.md."""
 BEGIN, END = "<!-- faults: made by `make faults` -->", "<!-- end -->"
 

@@ -139,7 +139,7 @@ class Subscriber:
         self._client.on_message = self._take
         self._port = port
 
-    def wait_for(self, found: Callable[[list[mqtt.MQTTMessage]], object], timeout: float = 20.0) -> None:
+    def wait_for(self, found: Callable[[list[mqtt.MQTTMessage]], object], timeout: float = 60.0) -> None:
         """Wait until ``found(heard)`` is true; says what was heard if that does not come."""
         with self._changed:
             if not self._changed.wait_for(lambda: found(self.heard), timeout):
