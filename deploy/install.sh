@@ -82,14 +82,21 @@ switch_to() { # a version's folder
 }
 
 restart_all() { # units; false if one does not come up
+  old=
   for unit; do
+    old="$old $(property "$unit" InvocationID)"
     systemctl reset-failed "$unit" 2>/dev/null || true
     systemctl restart --no-block "$unit"
   done
   for unit; do
     left=$start_seconds
     while :; do
-      case $(property "$unit" ActiveState) in
+      # The restart is only queued: until it has begun, the state is that of the run before.
+      case "$old " in
+        *" $(property "$unit" InvocationID) "*) state=queued ;;
+        *) state=$(property "$unit" ActiveState) ;;
+      esac
+      case $state in
         active) echo "$unit is up"; break ;;
         failed | inactive) echo "$unit does not come up: journalctl -u $unit" >&2; return 1 ;;
       esac
