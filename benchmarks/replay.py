@@ -24,6 +24,7 @@ from tests.support.mosquitto import HOST, Mosquitto, Subscriber
 SETTINGS = """\
 bundle = {bundle}
 calibration = "calibration.json"
+state = "state"
 
 [camera]
 url = "folder:{images}"

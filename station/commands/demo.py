@@ -1,6 +1,7 @@
 """``station demo``: all of it on one machine, with the real daemon in the middle."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ _SETTINGS = """\
 # Written by `station demo`: the settings of a station whose camera is the sample line.
 bundle = {bundle}
 calibration = "calibration.json"
+state = "state"
 
 [station]
 site = "demo"
@@ -130,8 +132,9 @@ def demo(
 
 
 def _clear(out: Path) -> None:
-    """Empty the log and remove an earlier run's pictures, which would be mistaken for this one's."""
+    """Empty the log; remove an earlier run's pictures and unsent alerts, which would be mistaken for this one's."""
     write_file(out / "station.log", b"")
+    shutil.rmtree(out / "state", ignore_errors=True)
     for path in out.glob(PICTURES):
         path.unlink()
 
