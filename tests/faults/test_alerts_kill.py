@@ -25,7 +25,7 @@ from tests.support.plant import SLOT, Belt, Ledger
 from tests.support.proxy import Proxy
 from tests.support.station_process import REPOSITORY, StationProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 KILLS = int(os.environ.get("FAULT_KILLS", "10"))
 
