@@ -246,13 +246,18 @@ class NetworkSource(_VideoSource):
         self._address = (host, port or _DEFAULT_PORTS[parts.scheme])
 
     def _opened(self) -> cv2.VideoCapture:
-        os.environ.setdefault(_FFMPEG_OPTIONS_VARIABLE, _FFMPEG_OPTIONS)
         milliseconds = round(1000 * self._timeout)
         options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, milliseconds, cv2.CAP_PROP_READ_TIMEOUT_MSEC, milliseconds]
         if hasattr(cv2, "CAP_PROP_N_THREADS"):  # from OpenCV 4.7 on
             # With several threads, FFmpeg's H.264 decoder holds back one picture per thread: that much latency.
             options += [cv2.CAP_PROP_N_THREADS, 1]
-        return cv2.VideoCapture(self._target, self._backend.api, options)
+        if _FFMPEG_OPTIONS_VARIABLE in os.environ:  # the user's own
+            return cv2.VideoCapture(self._target, self._backend.api, options)
+        os.environ[_FFMPEG_OPTIONS_VARIABLE] = _FFMPEG_OPTIONS
+        try:
+            return cv2.VideoCapture(self._target, self._backend.api, options)
+        finally:  # of a file, "nobuffer" would lose the first frame
+            del os.environ[_FFMPEG_OPTIONS_VARIABLE]
 
     def _why_not_opened(self) -> str:
         # OpenCV does not say; a plain connection separates a camera that is away from one that refuses.

@@ -66,7 +66,8 @@ for layout in "BGR", "GRAY8":
         assert [frame.seq for frame in frames] == list(range(1, 21)), frames
         assert {(frame.image.shape, frame.image.dtype.name) for frame in frames} == {((120, 160, 3), "uint8")}
         # Two of videotestsrc's bars: white, and the last but one, red.
-        print(layout, *frames[0].image[10, [5, 130]].tolist())
+        # In one piece: the capture thread writes its log to the same place.
+        sys.stdout.write(" ".join(map(str, (layout, *frames[0].image[10, [5, 130]].tolist()))) + "\\n")
         while camera.stats.fault is None:
             camera.get(0.01)
         assert "ended the stream" in camera.stats.fault and not camera.stats.connected

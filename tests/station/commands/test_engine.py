@@ -80,7 +80,7 @@ def test_verify_fails_on_an_engine_that_gives_other_scores(tmp_path):
 
 def test_verify_names_a_graph_that_cannot_be_loaded(tmp_path):
     model = toy_scorer(16)
-    model.graph.node[0].op_type = "NoSuchOperator"
+    model.graph.node[0].input[0] = "no such tensor"
     good = make_bundle(tmp_path / "good", 16)
     description = make_description(good.manifest.preprocessing)
     bundle = write_bundle(tmp_path / "odd", description, model.SerializeToString(), make_selftest(16), "# Card")
