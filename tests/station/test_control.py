@@ -452,6 +452,7 @@ LETTERS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=2_000, suppress_health_check=list(HealthCheck), database=None)
 @given(st.tuples(*[LETTERS] * 5))
 def test_ten_thousand_payloads(letters: tuple[mqtt.MQTTMessage, ...]) -> None:
