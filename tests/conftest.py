@@ -1,10 +1,12 @@
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 import engines  # noqa: F401 - turns ONNX Runtime's telemetry off before any test imports it
+from tests.support.mosquitto import Mosquitto, Subscriber
 
 # No deadline: tests never judge by the clock, which on a shared machine says nothing.
 settings.register_profile("cbigan-station", deadline=None)
@@ -19,3 +21,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test's stations keep their outbox and the like apart from each other's and the user's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path) as broker:
+        yield broker
+
+
+@pytest.fixture
+def subscriber(broker: Mosquitto) -> Iterator[Subscriber]:
+    with Subscriber(broker.port) as subscriber:
+        yield subscriber

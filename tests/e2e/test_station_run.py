@@ -60,18 +60,6 @@ def camera(line: Line) -> Iterator[MjpegServer]:
         yield camera
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with Mosquitto(tmp_path) as broker:
-        yield broker
-
-
-@pytest.fixture
-def subscriber(broker: Mosquitto) -> Iterator[Subscriber]:
-    with Subscriber(broker.port) as subscriber:
-        yield subscriber
-
-
 def write_config(folder: Path, url: str, port: int, more: str = "") -> Path:
     make_bundle(folder / "bundle")
     config = folder / "station.toml"

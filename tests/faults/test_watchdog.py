@@ -29,18 +29,6 @@ def camera() -> Iterator[MjpegServer]:
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with Mosquitto(tmp_path) as broker:
-        yield broker
-
-
-@pytest.fixture
-def subscriber(broker: Mosquitto) -> Iterator[Subscriber]:
-    with Subscriber(broker.port) as subscriber:
-        yield subscriber
-
-
-@pytest.fixture
 def root(tmp_path: Path, camera: MjpegServer, broker: Mosquitto) -> Iterator[SystemdRoot]:
     with SystemdRoot(tmp_path) as root:
         root.add_user()

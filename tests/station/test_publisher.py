@@ -73,12 +73,6 @@ def make(port: int, outbox: Outbox | None = None, **settings) -> Publisher:
     return Publisher(MqttSettings(host=HOST, port=port, **settings), PREFIX, "test-station", "abc", outbox)
 
 
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    with Mosquitto(tmp_path) as broker:
-        yield broker
-
-
 def test_mqtt5_carries_every_kind_of_message_with_its_properties(broker: Mosquitto) -> None:
     with Subscriber(broker.port) as subscriber:
         publisher = make(broker.port)
