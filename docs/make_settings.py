@@ -1,5 +1,6 @@
 """Write docs/settings.md from the settings' own descriptions: ``python docs/make_settings.py``."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,28 @@ def type_of(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(type_of(option) for option in schema["anyOf"] if option.get("type") != "null")
     limits = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+    words = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true or false",
+        "array": "list",
+    }
     bounds = [f"{sign} {schema[key]:g}" for key, sign in limits.items() if key in schema]
     return " ".join([words.get(schema.get("type", ""), "text"), ", ".join(bounds)]).strip()
+
+
+def default_of(field: FieldInfo) -> str:
+    """As TOML would have it."""
+    if field.default is PydanticUndefined:
+        return "required"
+    if field.default is None:
+        return ""
+    if isinstance(field.default, bool):
+        return f"`{str(field.default).lower()}`"
+    if isinstance(field.default, tuple):
+        return f"`{json.dumps([str(item) for item in field.default])}`"
+    return f"`{field.default}`"
 
 
 def rows(model: type[BaseModel]) -> list[str]:
@@ -49,10 +69,7 @@ def rows(model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         if section_of(field) is not None:
             continue
-        default = (
-            "required" if field.default is PydanticUndefined else "" if field.default is None else f"`{field.default}`"
-        )
-        lines.append(f"| `{name}` | {type_of(schema[name])} | {default} | {field.description or ''} |")
+        lines.append(f"| `{name}` | {type_of(schema[name])} | {default_of(field)} | {field.description or ''} |")
     return lines
 
 

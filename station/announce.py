@@ -8,7 +8,16 @@ from station import __version__
 from station.camera import redact_url
 from station.frames import Frame, Inspection
 from station.judge import AlertEvent
-from station.messages import Alert, Info, Rectangle, Score, alert_image_topic
+from station.messages import (
+    MAX_PATCHES,
+    Alert,
+    Info,
+    Rectangle,
+    Score,
+    ScoredPatch,
+    alert_frame_topic,
+    alert_image_topic,
+)
 from station.settings import Settings
 from station.verdict import Verdict
 
@@ -38,8 +47,8 @@ def score_message(frame: Frame, inspection: Inspection, threshold: float, starte
     )
 
 
-def alert_message(event: AlertEvent, topic_prefix: str) -> Alert:
-    """One step in the life of an alert."""
+def alert_message(event: AlertEvent, topic_prefix: str, *, with_frame: bool) -> Alert:
+    """One step in the life of an alert; ``with_frame``: the frame that shows it best is published, too."""
     height, width = event.frame_size
     return Alert(
         event=event.event,
@@ -56,7 +65,15 @@ def alert_message(event: AlertEvent, topic_prefix: str) -> Alert:
         frame_height=height,
         name=event.peak.frame.name,
         image_topic=f"{topic_prefix}/{alert_image_topic(event.id)}",
+        patches=_highest(event.peak.inspection) if event.new_peak else (),
+        frame_topic=f"{topic_prefix}/{alert_frame_topic(event.id)}" if with_frame else None,
     )
+
+
+def _highest(inspection: Inspection) -> tuple[ScoredPatch, ...]:
+    order = (-inspection.patch_scores).argsort(kind="stable")[:MAX_PATCHES]
+    boxes = [(inspection.grid.box(int(i)), float(inspection.patch_scores[i])) for i in order]
+    return tuple(ScoredPatch(x=box.x, y=box.y, w=box.w, h=box.h, score=score) for box, score in boxes)
 
 
 def info_message(

@@ -69,6 +69,14 @@ def encode_jpeg(picture: UInt8Array, max_side: int, quality: int) -> bytes:
     return data.tobytes()
 
 
+def encode_png(image: UInt8Array) -> bytes:
+    """PNG of a frame, pixel for pixel: uint8 (H, W, 3), BGR."""
+    ok, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not ok:
+        raise RuntimeError(f"OpenCV could not encode a frame of shape {image.shape} as PNG")
+    return data.tobytes()
+
+
 def _heat(inspection: Inspection, threshold: float | None) -> Float32Array:
     """float32 (H, W), 0..1, frame pixels."""
     grid = inspection.grid

@@ -18,7 +18,7 @@ from station.health.camera import CameraWatch
 from station.health.drift import DriftWatch
 from station.health.metrics import MetricsServer
 from station.health.vitals import StageWindow
-from station.heatmap import draw, encode_jpeg
+from station.heatmap import draw, encode_jpeg, encode_png
 from station.inspection import Inspector
 from station.judge import AlertEvent, AlertTracker
 from station.publisher import Publisher
@@ -193,8 +193,11 @@ class InspectThread:
             peak = event.peak
             picture = draw(peak.frame.image, peak.inspection, event.threshold, peak.boxes)
             jpeg = encode_jpeg(picture, alerts.image_max_side, alerts.image_quality)
+        with_frame = alerts.frame and event.event == "close"
+        png = encode_png(event.peak.frame.image) if with_frame else None
         self.alerts += event.event == "open"
-        self._around.publisher.publish_alert(alert_message(event, self._settings.topic_prefix), jpeg)
+        message = alert_message(event, self._settings.topic_prefix, with_frame=with_frame)
+        self._around.publisher.publish_alert(message, jpeg, png)
         log.info("alert", change=event.event, id=event.id, peak_score=event.peak.score, last_frame=event.last_frame)
 
 

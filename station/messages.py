@@ -56,6 +56,12 @@ class Rectangle(BaseModel):
     h: int
 
 
+class ScoredPatch(Rectangle):
+    """A patch in frame pixels, and its score."""
+
+    score: float
+
+
 class Status(Message):
     """Retained on ``status``; the last will is ``offline``."""
 
@@ -107,6 +113,10 @@ class Score(Message):
     name: str = Field(default="", description="File the frame came from, for folder: sources.")
 
 
+MAX_PATCHES = 64
+"""Patches that an alert tells."""
+
+
 class Alert(Message):
     """On ``alert``, QoS 1. One physical defect is one ``id``."""
 
@@ -129,6 +139,16 @@ class Alert(Message):
     frame_height: int
     name: str = Field(default="", description="File of the frame with the peak score, for folder: sources.")
     image_topic: str | None = Field(default=None, description="Where the JPEG is published.")
+    patches: tuple[ScoredPatch, ...] = Field(
+        default=(),
+        max_length=MAX_PATCHES,
+        description="The highest-scoring patches of the frame with the peak score, highest first, frame pixels; "
+        "empty where an earlier message of this alert has told them.",
+    )
+    frame_topic: str | None = Field(
+        default=None,
+        description="In `close`: where that frame is published as the camera gave it (alerts.frame), lossless PNG.",
+    )
 
 
 class CameraHealth(BaseModel):
@@ -239,12 +259,36 @@ class Reply(Message):
     result: dict[str, str | float | None] = Field(default_factory=dict, description="By verb; see docs/integration.md.")
 
 
-MESSAGES: tuple[type[Message], ...] = (Status, Info, Score, Alert, Health, Reply)
+class Feedback(Message):
+    """On ``feedback``: what a person says of an alert. The last one of an alert counts.
+
+    It comes from whoever shows alerts to people, not from the station: ``seq`` counts the sender's messages.
+    """
+
+    topic = "feedback"
+    qos = 1
+    expiry = timedelta(days=7)
+
+    schema_: Literal["station/v1/feedback"] = Field(default="station/v1/feedback", alias="schema")
+    alert: str = Field(min_length=1, max_length=64, description="Its id.")
+    verdict: Literal["false-alarm", "confirmed", "withdrawn"] = Field(
+        description="`withdrawn`: what was said before does not hold."
+    )
+    by: str = Field(min_length=1, max_length=100, description="Who says so; a claim, recorded as such.")
+    note: str = Field(default="", max_length=500)
+
+
+MESSAGES: tuple[type[Message], ...] = (Status, Info, Score, Alert, Health, Reply, Feedback)
 
 
 def alert_image_topic(alert_id: str) -> str:
     """Topic of an alert's JPEG, below the station's prefix."""
     return f"alert/{alert_id}/image"
+
+
+def alert_frame_topic(alert_id: str) -> str:
+    """Topic of the frame that an alert's picture shows, as the camera gave it, below the station's prefix."""
+    return f"alert/{alert_id}/frame"
 
 
 def snapshot_topic(snapshot_id: str) -> str:

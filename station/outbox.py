@@ -18,6 +18,7 @@ import structlog
 
 from station.outbox_store import (
     FAILURES,
+    MOST_DISPENSABLE,
     DamagedError,
     NewerError,
     OpenAlert,
@@ -221,28 +222,29 @@ class Outbox:
         return False
 
     def _make_room(self, parcel: Parcel) -> bool:
-        """Whether there is room: the oldest pictures go first, then the oldest alerts."""
+        """Whether there is room: the oldest frames go first, then the oldest pictures, then the oldest alerts."""
         size = size_of(parcel)
         if size > self._max_bytes:
             return False
         while self.bytes + size > self._max_bytes:
             self._full = True
-            oldest = self._oldest(images_only=True) or (None if parcel.is_image else self._oldest(images_only=False))
-            if oldest is None:
+            ranks = range(MOST_DISPENSABLE, parcel.dispensable - 1, -1)
+            found = ((rank, key) for rank in ranks if (key := self._oldest(rank)) is not None)
+            rank, key = next(found, (0, None))
+            if key is None:
                 return False
-            key, image = oldest
             if self._delete(key):
-                self._count(image=image)
+                self._count(image=rank > 0)
         return True
 
-    def _oldest(self, *, images_only: bool) -> tuple[str, bool] | None:
+    def _oldest(self, dispensable: int) -> str | None:
         if self._disk is not None:
             try:
-                if (found := self._disk.oldest(images_only=images_only)) is not None:
+                if (found := self._disk.oldest(dispensable)) is not None:
                     return found
             except FAILURES as error:
                 self._lose_disk(error)
-        return self._memory.oldest(images_only=images_only)
+        return self._memory.oldest(dispensable)
 
     def _expire(self, store: Store) -> None:
         expired = store.older_than(self._max_age)

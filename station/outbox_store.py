@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 VERSION = 1
+JPEG, PNG = "image/jpeg", "image/png"
+MOST_DISPENSABLE = 2
 ROW_BYTES = 1024  # counted for each parcel beside its payload: topic, properties, index, the page's rest
 _LOCK_SECONDS = 0.2  # to wait for another program that holds the file
 _LOG_BYTES = 4 * 2**20  # that the write-ahead log keeps on disk once it is empty
@@ -24,7 +26,8 @@ CREATE TABLE IF NOT EXISTS parcels (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, image INTEGER NOT NULL, created REAL NOT NULL,
     topic TEXT NOT NULL, properties TEXT NOT NULL, content_type TEXT NOT NULL, expiry REAL,
     payload BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS images ON parcels (id) WHERE image;
+DROP INDEX IF EXISTS images;
+CREATE INDEX IF NOT EXISTS dispensable ON parcels (image, id);
 CREATE TABLE IF NOT EXISTS open_alerts (id TEXT PRIMARY KEY, topic TEXT NOT NULL, payload BLOB NOT NULL);
 """
 
@@ -56,9 +59,14 @@ class Parcel:
     closes: bool = False
 
     @property
+    def dispensable(self) -> int:
+        """What goes first when room is short: frames as the camera gave them (2), pictures (1), messages (0)."""
+        return {JPEG: 1, PNG: MOST_DISPENSABLE}.get(self.content_type, 0)
+
+    @property
     def is_image(self) -> bool:
-        """Whether it is a picture: the first to go when room is short."""
-        return self.content_type != "application/json"
+        """Whether it is a picture or a frame."""
+        return self.dispensable > 0
 
 
 class OpenAlert(NamedTuple):
@@ -201,7 +209,7 @@ class Store:
             "INSERT OR IGNORE INTO parcels VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self._last + 1 if row is None else row,
             parcel.key,
-            parcel.is_image,
+            parcel.dispensable,
             self._clock + time.monotonic() - age,
             parcel.topic,
             json.dumps(parcel.properties),
@@ -230,11 +238,10 @@ class Store:
         row = next((row for row, key in keys.fetchall() if key not in but), None)
         return None if row is None else self._read(row)[0]
 
-    def oldest(self, *, images_only: bool) -> tuple[str, bool] | None:
-        """Key of the first one, and whether it is a picture."""
-        which = "WHERE image" if images_only else ""
-        found = self._execute(f"SELECT key, image FROM parcels {which} ORDER BY id LIMIT 1").fetchone()  # noqa: S608 - of two constants
-        return (found[0], bool(found[1])) if found else None
+    def oldest(self, dispensable: int) -> str | None:
+        """Key of the first parcel that is so dispensable."""
+        found = self._execute("SELECT key FROM parcels WHERE image = ? ORDER BY id LIMIT 1", dispensable).fetchone()
+        return found[0] if found else None
 
     def older_than(self, age: float) -> list[tuple[str, bool]]:
         """Keys, and whether they are pictures."""

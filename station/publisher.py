@@ -22,9 +22,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from pydantic import ValidationError
 
 from station.connection import Connection, Will, new_properties
-from station.messages import Alert, Health, Message, Reply, Status, alert_image_topic, utc_now
+from station.messages import Alert, Health, Message, Reply, Status, alert_frame_topic, alert_image_topic, utc_now
 from station.outbox import LOOK_SECONDS, Outbox
-from station.outbox_store import Parcel
+from station.outbox_store import JPEG, PNG, Parcel
 from station.settings import MqttSettings
 
 log = structlog.get_logger(__name__)
@@ -130,8 +130,8 @@ class Publisher:
                 self._changed.notify_all()
         return numbered
 
-    def publish_alert(self, alert: Alert, jpeg: bytes | None = None) -> Alert:
-        """Number the alert and put it into the outbox, with its picture if it has one: both or neither.
+    def publish_alert(self, alert: Alert, jpeg: bytes | None = None, png: bytes | None = None) -> Alert:
+        """Number the alert and put it into the outbox, with its picture and its frame if it has any: all or none.
 
         Returns:
             The alert as it will be sent. With a working disk it is safe there.
@@ -140,7 +140,9 @@ class Publisher:
             self._seq += 1
             numbered = alert.model_copy(update={"seq": self._seq})
             told = self._told(f"{self._prefix}/{alert.topic}", numbered)
-            self._outbox.put(told, *([self._pictured(alert.id, jpeg)] if jpeg is not None else []))
+            image = [self._pictured(alert.id, alert_image_topic(alert.id), jpeg, JPEG)] if jpeg is not None else []
+            frame = [self._pictured(alert.id, alert_frame_topic(alert.id), png, PNG)] if png is not None else []
+            self._outbox.put(told, *image, *frame)
         self._wake()
         return numbered
 
@@ -155,7 +157,7 @@ class Publisher:
     def publish_volatile_image(self, topic_suffix: str, jpeg: bytes) -> None:
         """Hand over a picture that somebody asked for. Lost if we are killed meanwhile."""
         topic = f"{self._prefix}/{topic_suffix}"
-        self._answer(Parcel(topic, jpeg, qos=1, content_type="image/jpeg", expiry=Reply.expiry, properties=()))
+        self._answer(Parcel(topic, jpeg, qos=1, content_type=JPEG, expiry=Reply.expiry, properties=()))
 
     def close_left_open(self) -> None:
         """Close the alerts that a killed run has told of: their defects have passed while nobody looked.
@@ -233,13 +235,14 @@ class Publisher:
         key = alert.dedupe_key
         return _parcel(topic, alert, ("dedupe_key", key), key=key, alert=alert.id, closes=alert.event == "close")
 
-    def _pictured(self, alert_id: str, jpeg: bytes) -> Parcel:
-        key = f"{alert_id}/image/{hashlib.sha256(jpeg).hexdigest()[:16]}"
+    def _pictured(self, alert_id: str, topic: str, picture: bytes, content_type: str) -> Parcel:
+        what = topic.rpartition("/")[2]
+        key = f"{alert_id}/{what}/{hashlib.sha256(picture).hexdigest()[:16]}"
         return Parcel(
-            topic=f"{self._prefix}/{alert_image_topic(alert_id)}",
-            payload=jpeg,
+            topic=f"{self._prefix}/{topic}",
+            payload=picture,
             qos=1,
-            content_type="image/jpeg",
+            content_type=content_type,
             expiry=Alert.expiry,
             properties=(("alert", alert_id), ("dedupe_key", key)),
             key=key,

@@ -11,10 +11,20 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as EnvironmentParseError
@@ -31,6 +41,7 @@ else:
 ENV_PREFIX = "STATION_"
 ENV_DELIMITER = "__"
 _TOPIC_LEVEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_STATIONS = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63}|\+)(/([A-Za-z0-9][A-Za-z0-9._-]{0,63}|\+)){2}$"
 _LEVEL_RULE = "Letters, digits, '.', '_' and '-', at most 64."
 
 
@@ -146,6 +157,11 @@ class AlertSettings(_Section):
     )
     image_max_side: int = Field(default=1280, ge=64, description="Longest side of the alert's JPEG, pixels.")
     image_quality: int = Field(default=85, ge=1, le=100, description="JPEG quality.")
+    frame: bool = Field(
+        default=True,
+        description="Publish, when an alert closes, the frame with its peak score as the camera gave it (PNG): what "
+        "people say of alerts then serves the next calibration and training.",
+    )
 
     @model_validator(mode="after")
     def _window_holds_hits(self) -> "AlertSettings":
@@ -218,7 +234,7 @@ class OutboxSettings(_Section):
         default=256,
         ge=1,
         le=65536,
-        description="Bound, MiB. When it is reached pictures go first, then the oldest alerts.",
+        description="Bound, MiB. When it is reached frames go first, then pictures, then the oldest alerts.",
     )
     max_age_hours: float = Field(
         default=72,
@@ -301,6 +317,58 @@ class MetricsSettings(_Section):
     host: str = Field(default="127.0.0.1", description="Address to listen on; it has no log-in, so keep it local.")
 
 
+class DashboardSection(_Section):
+    """The operator's page, `station dashboard`."""
+
+    host: str = Field(
+        default="127.0.0.1", description="Address to listen on. Others than this machine: behind a proxy with TLS."
+    )
+    port: int = Field(default=8080, ge=0, le=65535, description="0: any free one.")
+    stations: tuple[Annotated[str, Field(pattern=_STATIONS)], ...] = Field(
+        default=("+/+/+",),
+        min_length=1,
+        description="Which stations to show: `site/line/name`, each level a name or `+` for all.",
+    )
+    users_file: Path | None = Field(
+        default=None,
+        description="Names and password hashes, written by `station dashboard --set-password NAME`; who is in it may "
+        "log in.",
+    )
+    user_header: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z][A-Za-z0-9-]*$",
+        description="Header in which a reverse proxy names the user it has logged in, for instance `X-Remote-User`.",
+    )
+    proxies: tuple[IPvAnyAddress, ...] = Field(
+        default=(IPv4Address("127.0.0.1"), IPv6Address("::1")),
+        description="Addresses of the proxies whose user_header is believed.",
+    )
+    operators: tuple[str, ...] = Field(
+        default=(), description="Users that may command stations and judge alerts; all others only look."
+    )
+    public: bool = Field(default=True, description="Whether one may look without a log-in.")
+    preview_every: float = Field(
+        default=5.0,
+        ge=0,
+        le=3600,
+        description="Seconds between two snapshots asked of a station that somebody is looking at; 0: none.",
+    )
+    keep_mib: int = Field(
+        default=2048, ge=16, le=1_048_576, description="Bound of the pictures and frames kept, MiB; the oldest go."
+    )
+    keep_days: float = Field(default=90, gt=0, le=3660, description="Alerts that are older go.")
+    state: Path | None = Field(
+        default=None,
+        description="Folder for alerts, pictures and what was said of them. null: $STATE_DIRECTORY under systemd, else "
+        "~/.local/state/cbigan-station/dashboard.",
+    )
+
+    @property
+    def state_folder(self) -> Path:
+        """``state``, or where it is by default."""
+        return self.state if self.state is not None else _state_home("dashboard")
+
+
 class LogSettings(_Section):
     """The log on standard error."""
 
@@ -346,6 +414,12 @@ class BrokerSettings(BaseSettings):
         return (env_settings, init_settings)
 
 
+class DashboardSettings(BrokerSettings):
+    """The part of the settings that the operator's page needs; ignores the other sections of the file."""
+
+    dashboard: DashboardSection = DashboardSection()
+
+
 class Settings(BrokerSettings):
     """All settings of one station."""
 
@@ -361,6 +435,7 @@ class Settings(BrokerSettings):
     health: HealthSettings = HealthSettings()
     commands: CommandSettings = CommandSettings()
     metrics: MetricsSettings = MetricsSettings()
+    dashboard: DashboardSection = DashboardSection()
     state: Path | None = Field(
         default=None,
         description="Folder for what must survive a restart: outbox, threshold changes, recent frames. null: "
@@ -370,19 +445,20 @@ class Settings(BrokerSettings):
     @property
     def state_folder(self) -> Path:
         """``state``, or where it is by default."""
-        if self.state is not None:
-            return self.state
-        if given := os.environ.get("STATE_DIRECTORY"):
-            return Path(given.split(":")[0])
-        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
         identity = self.station
-        return home / "cbigan-station" / f"{identity.site}-{identity.line}-{identity.name}"
+        return self.state if self.state is not None else _state_home(f"{identity.site}-{identity.line}-{identity.name}")
 
     @model_validator(mode="after")
     def _threshold_from_somewhere(self) -> "Settings":
         if self.calibration is None and self.judge.threshold is None:
             raise ValueError("set calibration (the file that `station calibrate` writes) or judge.threshold")
         return self
+
+
+def _state_home(name: str) -> Path:
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "cbigan-station" / name
 
 
 def load_settings(path: Path) -> Settings:
@@ -406,6 +482,15 @@ def load_broker_settings(path: Path | None) -> BrokerSettings:
     return _load(path, BrokerSettings)
 
 
+def load_dashboard_settings(path: Path | None) -> DashboardSettings:
+    """The same for the operator's page.
+
+    Raises:
+        SettingsError: as load_settings().
+    """
+    return _load(path, DashboardSettings)
+
+
 _Kind = TypeVar("_Kind", bound=BrokerSettings)
 _Location = tuple[int | str, ...]
 _PATHS: tuple[tuple[str, ...], ...] = (
@@ -413,6 +498,8 @@ _PATHS: tuple[tuple[str, ...], ...] = (
     ("calibration",),
     ("state",),
     ("engine", "cache"),
+    ("dashboard", "users_file"),
+    ("dashboard", "state"),
     ("mqtt", "password_file"),
     ("mqtt", "tls", "ca_file"),
     ("mqtt", "tls", "cert_file"),

@@ -77,7 +77,9 @@ def test_tail_that_ends_is_never_exceeded_beyond_its_end():
 
 
 @pytest.mark.parametrize(
-    "distribution", [stats.norm(100, 5), stats.gumbel_r(100, 5), stats.gamma(9, scale=10)], ids=str
+    "distribution",
+    [stats.norm(100, 5), stats.gumbel_r(100, 5), stats.gamma(9, scale=10)],
+    ids=["norm", "gumbel", "gamma"],
 )
 def test_threshold_keeps_the_false_alarm_budget(distribution):
     # Typically, not each time: the median over repetitions of what the thresholds really let through.

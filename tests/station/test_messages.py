@@ -69,6 +69,7 @@ def test_every_kind_has_its_topic_and_way_of_sending() -> None:
         "alert": (1, False),
         "health": (0, False),
         "reply": (1, False),
+        "feedback": (1, False),
     }
     assert Alert.expiry is not None
     assert alert_image_topic("20240501-1") == "alert/20240501-1/image"
