@@ -115,6 +115,7 @@ def test_from_start_to_stop_as_a_client_sees_it(
         subscriber.wait_for(lambda _: events(subscriber)[-1].event == "close")
         opened, closed = events(subscriber)[0], events(subscriber)[-1]
         assert (opened.event, closed.id) == ("open", opened.id)
+        check_patches_and_frame(opened, closed, subscriber)
         assert opened.score > opened.threshold
         x, y, w, h = DEFECT
         [box] = opened.boxes
@@ -142,13 +143,25 @@ def test_from_start_to_stop_as_a_client_sees_it(
     assert {event.event for event in events(subscriber)} >= {"open", "close"}
     assert states(subscriber) == ["online", "stopped"]
     # seq counts every message of the session, so a subscriber sees what it missed: here nothing.
-    numbers = [json.loads(m.payload)["seq"] for m in subscriber.heard if not m.topic.endswith("/image")]
+    numbers = [json.loads(m.payload)["seq"] for m in subscriber.heard if not m.topic.endswith(("/image", "/frame"))]
     assert sorted(numbers) == list(range(1, len(numbers) + 1))
     mosquitto_sub.terminate()
     seen = [text.split() for text in mosquitto_sub.communicate(timeout=10)[0].splitlines()]
     assert {topic.removeprefix(f"{PREFIX}/") for topic, *_ in seen} >= {"status", "info", "score", "alert"}
     assert [f"{PREFIX}/alert/{opened.id}/image", "image/jpeg"] in [words[:2] for words in seen]
     assert [f"{PREFIX}/alert", "application/json"] in [words[:2] for words in seen]
+
+
+def check_patches_and_frame(opened: Alert, closed: Alert, subscriber: Subscriber) -> None:
+    """For whoever judges the alert later: the patches' scores, and the frame as the camera gave it."""
+    assert [patch.score for patch in opened.patches] == sorted((p.score for p in opened.patches), reverse=True)
+    assert (len(opened.patches), opened.patches[0].score) == (12, opened.peak_score)
+    assert opened.frame_topic is None
+    assert closed.frame_topic == f"{PREFIX}/alert/{opened.id}/frame"
+    subscriber.wait_for(lambda _: subscriber.on(f"{opened.id}/frame"))
+    frame = cv2.imdecode(np.frombuffer(subscriber.on(f"{opened.id}/frame")[0], np.uint8), cv2.IMREAD_COLOR)
+    assert frame is not None
+    assert frame.shape == (96, 128, 3)
 
 
 def test_offline_after_sigkill(tmp_path: Path, camera: MjpegServer, broker: Mosquitto, subscriber: Subscriber) -> None:

@@ -56,6 +56,7 @@ def test_a_station_writes_below_its_own_name_only(broker: SecureBroker, dashboar
         "score",
         "alert",
         "alert/7/image",
+        "alert/7/frame",
         "health",
         "snapshot/3/image",
         "reply/to/a/requester",

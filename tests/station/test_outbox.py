@@ -24,9 +24,10 @@ from tests.support.small_disk import SmallDisk
 MIB = 2**20
 
 
-def parcel(key: str, size: int = 100, *, image: bool = False) -> Parcel:
+def parcel(key: str, size: int = 100, *, image: bool = False, frame: bool = False) -> Parcel:
     payload = key.encode().ljust(size, b".")
-    return Parcel("t", payload, 1, (), content_type="image/jpeg" if image else "application/json", key=key)
+    content_type = "image/png" if frame else "image/jpeg" if image else "application/json"
+    return Parcel("t", payload, 1, (), content_type=content_type, key=key)
 
 
 def about(alert: str, event: str) -> Parcel:
@@ -146,6 +147,26 @@ def test_without_a_folder_it_works_in_memory_and_is_content() -> None:
 
 
 # --- bounds ---
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_frames_make_room_before_pictures_and_take_no_place_of_theirs(tmp_path: Path, *, on_disk: bool) -> None:
+    outbox = Outbox(tmp_path if on_disk else None, OutboxSettings(max_mib=1))
+    for number in range(3):
+        outbox.put(
+            parcel(f"a{number}", 10_000),
+            parcel(f"p{number}", 90_000, image=True),
+            parcel(f"f{number}", 200_000, frame=True),
+        )
+    assert (len(outbox), outbox.dropped_images) == (9, 0)
+    outbox.put(parcel("a3", 10_000), parcel("p3", 190_000, image=True))
+    assert (len(outbox), outbox.dropped_images) == (10, 1)
+    outbox.put(parcel("a4", 500_000))
+    assert (outbox.dropped_alerts, outbox.dropped_images) == (0, 3)
+    outbox.put(parcel("f4", 300_000, frame=True))  # no older frame goes any more, and for a frame no picture does
+    assert (outbox.dropped_alerts, outbox.dropped_images) == (0, 4)
+    assert drain(outbox) == ["a0", "p0", "a1", "p1", "a2", "p2", "a3", "p3", "a4"]
+    outbox.close()
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

@@ -80,20 +80,22 @@ def test_mqtt5_carries_every_kind_of_message_with_its_properties(broker: Mosquit
         for message in (status("online"), score(1)):
             publisher.publish(message)
         publisher.publish_alert(alert("open"), b"\xff\xd8jpeg")
-        publisher.publish_alert(alert("close"))
+        publisher.publish_alert(alert("close"), png=b"\x89PNG")
         assert publisher.drain(10)
         assert publisher.connection.protocol == "5"
         assert publisher.close(status("stopped"), 5) == 0
-        subscriber.wait_for(lambda heard: len(heard) == 6)
+        subscriber.wait_for(lambda heard: len(heard) == 7)
         heard = {m.topic.removeprefix(PREFIX + "/"): m for m in reversed(subscriber.heard)}
-        assert set(heard) == {"status", "score", "alert", "alert/a1/image"}
+        assert set(heard) == {"status", "score", "alert", "alert/a1/image", "alert/a1/frame"}
         assert heard["alert/a1/image"].payload == b"\xff\xd8jpeg"
         assert heard["alert/a1/image"].properties.ContentType == "image/jpeg"
+        assert heard["alert/a1/frame"].payload == b"\x89PNG"
+        assert heard["alert/a1/frame"].properties.ContentType == "image/png"
         assert heard["alert"].properties.ContentType == "application/json"
         assert 86000 < heard["alert"].properties.MessageExpiryInterval <= 86400
         assert ("schema", "station/v1/alert") in heard["alert"].properties.UserProperty
         assert (heard["score"].qos, heard["alert"].qos) == (0, 1)
-        sent = [json.loads(m.payload) for m in subscriber.heard if m.topic.rpartition("/")[2] != "image"]
+        sent = [json.loads(m.payload) for m in subscriber.heard if m.topic.count("/") < 7]
         assert sorted(message["seq"] for message in sent) == [1, 2, 3, 4, 5]
         assert sent[-1]["state"] == "stopped"
         assert [json.loads(payload)["event"] for payload in subscriber.on("/alert")] == ["open", "close"]

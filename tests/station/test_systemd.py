@@ -57,6 +57,7 @@ def test_a_manager_that_is_gone_is_no_reason_to_fall(tmp_path: Path) -> None:
         ("0", None, None),
         ("soon", None, None),
     ],
+    ids=["anybody", "us", "another", "off", "nonsense"],
 )
 def test_watchdog(microseconds: str, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", microseconds)
