@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 import engines  # noqa: F401 - turns ONNX Runtime's telemetry off before any test imports it
+from tests.support.browser import browser, console_errors, page, phone, screenshot  # noqa: F401 - fixtures for all
 from tests.support.mosquitto import Mosquitto, Subscriber
 
 # No deadline: tests never judge by the clock, which on a shared machine says nothing.
