@@ -23,7 +23,7 @@ def need(program: str) -> str:
     """Path of a program, also one in sbin, which a user's PATH may lack; skips the test where there is none."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/usr/local/sbin")
     if path is None:
-        pytest.skip(f"{program} is not installed (apt install mosquitto mosquitto-clients)")
+        pytest.skip(f"{program} is not installed (sh deploy/test-packages.sh)")
     return path
 
 
