@@ -10,8 +10,9 @@ J = TPR + TNR - 1 is highest (paper, V.B).
 
 import math
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ MAX_KEPT_SCORES = 1000
 MAX_FILE_BYTES = 2**20
 BOOTSTRAP_FITS = 1000
 CONFIDENCE = 0.95
+_ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 SHAPE_PRIOR_WEIGHT = 10
 """The shape is drawn towards 0 as by this many exceedances that have it (see ``fit_tail``)."""
@@ -162,37 +164,98 @@ class Calibration(_Model):
 def calibrate_good(scores: Scores, false_alarm_rate: float, seed: int = 0) -> tuple[Tail, FalseAlarmThreshold]:
     """Threshold that good frames exceed with probability ``false_alarm_rate``, from good frames only.
 
-    Where the budget is larger than the share of frames in the tail it is an ordinary quantile of the scores.
-    The interval is a parametric bootstrap: as many frames are drawn from the fitted tail, fitted, and asked for
-    the same probability. Drawing the scores themselves again would keep ties at the top and gives intervals that
-    hold the true value clearly less often than they say.
-
     Args:
-        scores: (n,), frame scores of good frames.
+        scores: (n,), frame scores of good frames in order of capture.
         false_alarm_rate: probability per frame.
         seed: of the bootstrap.
 
     Raises:
         CalibrationError: too few frames, or they are all alike.
     """
-    if not 0 < false_alarm_rate < 1:
-        raise CalibrationError(f"false-alarm rate {false_alarm_rate:g}: must lie between 0 and 1, such as 1e-3")
-    tail = fit_tail(scores)
-    rng = np.random.default_rng(seed)
-    n = scores.size
-    if false_alarm_rate >= tail.fraction:
-        draws = np.array([np.quantile(rng.choice(scores, n), 1 - false_alarm_rate) for _ in range(BOOTSTRAP_FITS)])
-        threshold = float(np.quantile(scores, 1 - false_alarm_rate))
-    else:
-        draws = np.array([_refit(tail, n, rng).quantile(false_alarm_rate) for _ in range(BOOTSTRAP_FITS)])
-        threshold = tail.quantile(false_alarm_rate)
-    low, high = np.quantile(draws, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return tail, FalseAlarmThreshold(
-        rate=false_alarm_rate,
-        threshold=threshold,
-        low=min(float(low), threshold),
-        high=max(float(high), threshold),
-    )
+    good = GoodScores(scores, seed)
+    return good.tail, good.threshold(false_alarm_rate)
+
+
+class GoodScores:
+    """Scores of good frames: which threshold a budget of false alarms asks for, and what a threshold lets through.
+
+    Intervals are a parametric bootstrap: as many frames are drawn from the fitted tail, fitted, and asked the same
+    question. Drawing the scores themselves again would keep ties at the top and gives intervals that hold the true
+    value clearly less often than they say. Frames that repeat one another count as fewer (``effective_frames``).
+
+    Attributes:
+        scores: (n,), in order of capture.
+        tail: fitted to them.
+        worth: how many independent frames they are worth.
+    """
+
+    def __init__(self, scores: Scores, seed: int = 0) -> None:
+        """Fit the tail.
+
+        Args:
+            scores: (n,), in order of capture.
+            seed: of the bootstrap.
+
+        Raises:
+            CalibrationError: too few frames, or they are all alike.
+        """
+        self.tail = fit_tail(scores)
+        self.scores = scores
+        self.worth = effective_frames(scores)
+        self._seed = seed
+
+    def threshold(self, rate: float) -> FalseAlarmThreshold:
+        """Threshold that a good frame exceeds with probability ``rate``.
+
+        Where the budget is larger than the share of frames in the tail it is an ordinary quantile of the scores.
+
+        Raises:
+            CalibrationError: ``rate`` is no probability.
+        """
+        if not 0 < rate < 1:
+            raise CalibrationError(f"false-alarm rate {rate:g}: must lie between 0 and 1, such as 1e-3")
+        if rate >= self.tail.fraction:
+            rng = np.random.default_rng(self._seed)
+            draws = [np.quantile(rng.choice(self.scores, self.worth), 1 - rate) for _ in range(BOOTSTRAP_FITS)]
+            threshold = float(np.quantile(self.scores, 1 - rate))
+        else:
+            draws = [tail.quantile(rate) for tail in self._refits]
+            threshold = self.tail.quantile(rate)
+        low, high = np.quantile(draws, _ENDS)
+        return FalseAlarmThreshold(
+            rate=rate, threshold=threshold, low=min(float(low), threshold), high=max(float(high), threshold)
+        )
+
+    def exceedance(self, threshold: float) -> "Chance":
+        """How probable it is that a good frame scores above ``threshold``, wherever that is."""
+        if threshold < self.tail.level:
+            p = float((self.scores > threshold).mean())
+            return Chance(p, *wilson(p * self.worth, self.worth))
+        p = self.tail.exceedance(threshold)
+        low, high = np.quantile([tail.exceedance(threshold) for tail in self._refits], _ENDS)
+        return Chance(p, min(float(low), p), max(float(high), p))
+
+    @cached_property
+    def _refits(self) -> list[Tail]:
+        rng = np.random.default_rng(self._seed)
+        return [_refit(self.tail, self.worth, rng) for _ in range(BOOTSTRAP_FITS)]
+
+
+class Chance(NamedTuple):
+    """A probability and its 95 % interval."""
+
+    p: float
+    low: float
+    high: float
+
+
+def wilson(k: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which ``k`` of ``n`` is a sample (Wilson, JASA 22, 1927)."""
+    z = 1.96
+    p = k / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def fit_tail(scores: Scores) -> Tail:

@@ -7,11 +7,13 @@ import numpy as np
 
 from engines.engine import Float32Array, UInt8Array
 from engines.geometry import Box
+from engines.pictures import blend, encode_jpeg
 from station.frames import Inspection
+
+__all__ = ["draw", "encode_jpeg", "encode_png"]
 
 MIN_SIDE = 480
 """Smaller frames are enlarged before anything is drawn, so that boxes and caption stay readable."""
-MAX_OPACITY = 0.8
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE, _GREY, _BLACK = (255, 255, 255), (150, 150, 150), (0, 0, 0)
 _RED, _GREEN = (72, 72, 230), (110, 180, 70)
@@ -40,7 +42,7 @@ def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, box
     if scale > 1:
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
         heat = np.asarray(cv2.resize(heat, size, interpolation=cv2.INTER_LINEAR), np.float32)
-    picture = _blend(image, heat)
+    picture = blend(image, heat)
     line = max(2, round(max(size) / 320))
     roi = inspection.grid.roi
     if (roi.h, roi.w) != (height, width):
@@ -48,25 +50,6 @@ def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, box
     for box in boxes:
         _rectangle(picture, box, scale, line, _WHITE)
     return np.vstack((picture, _caption(picture.shape[1], max(size), inspection.score, threshold)))
-
-
-def encode_jpeg(picture: UInt8Array, max_side: int, quality: int) -> bytes:
-    """JPEG of a picture, shrunk so that no side is longer than ``max_side`` pixels.
-
-    Args:
-        picture: uint8 (H, W, 3), BGR.
-        max_side: pixels.
-        quality: 1..100.
-    """
-    height, width = picture.shape[:2]
-    scale = max_side / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
-    ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not ok:
-        raise RuntimeError(f"OpenCV could not encode a picture of shape {picture.shape} as JPEG")
-    return data.tobytes()
 
 
 def encode_png(image: UInt8Array) -> bytes:
@@ -88,14 +71,6 @@ def _heat(inspection: Inspection, threshold: float | None) -> Float32Array:
     if top <= 0:
         return np.zeros(grid.frame_size, np.float32)
     return grid.to_frame(heat / np.float32(top))
-
-
-def _blend(picture: UInt8Array, heat: Float32Array) -> UInt8Array:
-    """Lay the colour map over the picture, the more opaque the hotter."""
-    colours = cv2.applyColorMap((heat * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    # Rising faster than in proportion, so that ordinary noise leaves the surface as it looks.
-    opacity = (MAX_OPACITY * heat.clip(0, 1) ** 1.5)[..., None]
-    return (picture + opacity * (colours.astype(np.float32) - picture)).round().astype(np.uint8)
 
 
 def _rectangle(picture: UInt8Array, box: Box, scale: float, line: int, colour: tuple[int, int, int]) -> None:

@@ -1,0 +1,46 @@
+"""Pictures for people: a map over what it was made from, as JPEG."""
+
+import cv2
+import numpy as np
+
+from engines.engine import Float32Array, UInt8Array
+
+MAX_OPACITY = 0.8
+
+
+def blend(picture: UInt8Array, heat: Float32Array) -> UInt8Array:
+    """Lay a colour map over a picture, the more opaque the hotter.
+
+    Args:
+        picture: uint8 (H, W, 3), BGR; not changed.
+        heat: float32 (H, W), 0..1; what lies beyond counts as the end.
+    """
+    colours = cv2.applyColorMap((heat * 255).clip(0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    # Rising faster than in proportion, so that ordinary noise leaves the surface as it looks.
+    opacity = (MAX_OPACITY * heat.clip(0, 1) ** 1.5)[..., None]
+    return (picture + opacity * (colours.astype(np.float32) - picture)).round().astype(np.uint8)
+
+
+def shrunk(picture: UInt8Array, max_side: int) -> UInt8Array:
+    """The picture, made smaller where a side is longer than ``max_side`` pixels."""
+    height, width = picture.shape[:2]
+    scale = max_side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def encode_jpeg(picture: UInt8Array, max_side: int, quality: int) -> bytes:
+    """JPEG of a picture, shrunk so that no side is longer than ``max_side`` pixels.
+
+    Args:
+        picture: uint8 (H, W, 3), BGR.
+        max_side: pixels.
+        quality: 1..100.
+    """
+    picture = shrunk(picture, max_side)
+    ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not ok:
+        raise RuntimeError(f"OpenCV could not encode a picture of shape {picture.shape} as JPEG")
+    return data.tobytes()
