@@ -18,17 +18,13 @@ import pytest
 
 from tests.support.mjpeg_server import MjpegServer
 from tests.support.mosquitto import Mosquitto, Subscriber, need
+from tests.support.pages import blocks, commands
 from tests.support.station_process import REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 README = (REPOSITORY / "README.md").read_text()
-COMMANDS = [
-    line.split(" #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
-SETTINGS = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+COMMANDS = commands("README.md")
 IN_BACKGROUND = ("station run", "station watch", "mosquitto_sub")  # until stopped
 TRAINING = ["--steps", "40", "--width", "1", "--batch-size", "4"]  # instead of 15 minutes
 
@@ -51,8 +47,8 @@ def workplace(tmp_path: Path) -> Path:
         for i in range(n):
             image = surface(1000 * start + i, hole="hole" in folder)
             assert cv2.imwrite(str(tmp_path / "images" / folder / f"{i:03}.png"), image)
-    (settings,) = SETTINGS
-    (tmp_path / "station.toml").write_text(settings)
+    (settings,) = blocks("README.md", "toml")
+    (tmp_path / "station.toml").write_text(settings.text)
     return tmp_path
 
 

@@ -1,7 +1,7 @@
 """The fenced blocks of the documentation, for the tests that run them.
 
-A test takes the blocks that it runs by ``blocks("docs/page.md", "language")``; tests/test_docs_blocks.py looks for these
-very words in the tests, so that a block which nobody asks for is noticed.
+A test takes the blocks that it runs by ``blocks("docs/page.md", "language")`` or ``commands("docs/page.md")``;
+tests/test_docs_blocks.py looks for these very words in the tests, so that a block which nobody asks for is noticed.
 """
 
 import re
@@ -46,7 +46,10 @@ class Block:
 
 def pages() -> list[str]:
     """Every page of the documentation, README first; paths in the repository."""
-    return ["README.md", *(path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "docs").rglob("*.md")))]
+    return [
+        "README.md",
+        *(path.relative_to(REPOSITORY).as_posix() for path in sorted((REPOSITORY / "docs").rglob("*.md"))),
+    ]
 
 
 def all_blocks(page: str) -> list[Block]:
