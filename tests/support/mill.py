@@ -1,0 +1,53 @@
+"""The station that docs/integration.md talks of, ``station/v1/mill/3/left``: real camera stream, daemon and broker."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from station.messages import Status
+from tests.e2e.test_station_run import Line, write_config
+from tests.support.desk import Desk
+from tests.support.mjpeg_server import MjpegServer
+from tests.support.mosquitto import Mosquitto, free_port
+from tests.support.station_process import StationProcess
+
+PREFIX = "station/v1/mill/3/left"
+
+
+@dataclass
+class Mill:
+    """Everything there.
+
+    Attributes:
+        line: what passes under the camera; ``line.defective = True`` raises an alert.
+        desk: hears all that is published.
+        metrics: port of the Prometheus endpoint.
+    """
+
+    folder: Path
+    line: Line
+    broker: Mosquitto
+    desk: Desk
+    metrics: int
+
+    def state(self) -> str:
+        return Status.model_validate_json(self.desk.on("/status")[-1]).state
+
+
+@contextmanager
+def run_mill(folder: Path) -> Iterator[Mill]:
+    """Start all of it; ready when the first frames have been judged."""
+    line, metrics = Line(), free_port()
+    more = f"[metrics]\nport = {metrics}\n[health]\ninterval = 1\n"
+    with (
+        MjpegServer(fps=25, picture=line.picture) as camera,
+        Mosquitto(folder) as broker,
+        Desk(broker.port, PREFIX) as desk,
+    ):
+        config = write_config(folder, camera.url, broker.port, more)
+        text = config.read_text().replace('"plant"', '"mill"').replace('"line-1"', '"3"').replace('"cam-1"', '"left"')
+        config.write_text(f'state = "state"\n{text}')
+        with StationProcess(config, folder / "log"):
+            desk.next_score()
+            yield Mill(folder, line, broker, desk, metrics)
