@@ -15,7 +15,8 @@ from engines.errors import EngineError, ImageError
 from station import __version__
 from station.calibration import CalibrationError
 from station.camera import CameraError
-from station.commands import bench, calibrate, check, demo, engine, inspect, run, watch
+from station.commands import bench, calibrate, check, dashboard, demo, engine, inspect, run, watch
+from station.dashboard import DashboardError
 from station.demo.textures import DemoError
 from station.files import OutputError
 from station.settings import SettingsError
@@ -26,7 +27,16 @@ EXIT_SETTINGS = 78  # EX_CONFIG of sysexits.h; the systemd unit does not restart
 EXIT_INTERRUPTED = 130
 
 # What a user can cause and mend: told in one line. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (EngineError, ImageError, CameraError, CalibrationError, OutputError, DemoError, StateError)
+USER_ERRORS = (
+    EngineError,
+    ImageError,
+    CameraError,
+    CalibrationError,
+    OutputError,
+    DemoError,
+    StateError,
+    DashboardError,
+)
 
 TRY, SET_UP, OPERATE, MEASURE = "Try it", "Set up", "Operate", "Measure"
 
@@ -64,6 +74,7 @@ app.command("check", rich_help_panel=SET_UP)(check.check)
 app.add_typer(engine.app, name="engine", rich_help_panel=SET_UP)
 app.command("run", rich_help_panel=OPERATE)(run.run)
 app.command("watch", rich_help_panel=OPERATE)(watch.watch)
+app.command("dashboard", rich_help_panel=OPERATE)(dashboard.dashboard)
 app.command("bench", rich_help_panel=MEASURE)(bench.bench)
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -61,8 +62,23 @@ class Connection:
         on_message: called with every message received.
     """
 
-    def __init__(self, settings: MqttSettings, client_id: str, will: Will | None = None) -> None:
+    def __init__(
+        self,
+        settings: MqttSettings,
+        client_id: str,
+        will: Will | None = None,
+        session: timedelta | None = None,
+        most_bytes: int | None = None,
+    ) -> None:
         """Prepare; ``start`` connects.
+
+        Args:
+            settings: the broker, and how to log in.
+            client_id: no other client of the broker may use it.
+            will: published by the broker when we vanish.
+            session: how long the broker keeps our subscriptions, and what comes for them with QoS 1, while we are
+                away (MQTT 3.1.1 cannot say how long: as long as the broker does). None: not at all.
+            most_bytes: larger packets the broker is asked to keep from us (MQTT 5); None: there is no bound.
 
         Raises:
             SettingsError: a TLS file or the password file cannot be used.
@@ -70,6 +86,8 @@ class Connection:
         self._settings = settings
         self._client_id = client_id
         self._will = will
+        self._session = session
+        self._most_bytes = most_bytes
         self._tls = _tls_context(settings.tls) if settings.tls is not None else None
         self._password = _read_password(settings)
         self._protocol = MQTTProtocolVersion.MQTTv311 if settings.protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
@@ -137,10 +155,22 @@ class Connection:
         return self._connected.wait(timeout)
 
     def _connect_options(self) -> dict[str, Any]:
-        return {"clean_start": True} if self.protocol == "5" else {}
+        if self.protocol != "5":
+            return {}
+        properties = new_properties(PacketTypes.CONNECT)
+        if self._session is not None:
+            properties.SessionExpiryInterval = int(self._session.total_seconds())
+        if self._most_bytes is not None:
+            properties.MaximumPacketSize = self._most_bytes
+        return {"clean_start": self._session is None, "properties": properties}
 
     def _new_client(self) -> mqtt.Client:
-        client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=self._protocol)
+        client = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            clean_session=None if self.protocol == "5" else self._session is None,  # MQTT 5 says it when connecting
+            protocol=self._protocol,
+        )
         client.connect_timeout = CONNECT_TIMEOUT
         first, longest = RECONNECT_SECONDS
         client.reconnect_delay_set(min(first * 2**self._switches, longest), longest)

@@ -11,15 +11,20 @@ class OutputError(Exception):
     """A file cannot be written; the message names it and says why."""
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write ``data`` beside ``path`` and rename it into place; makes missing folders.
+
+    Args:
+        path: where; replaced if it is there.
+        data: what.
+        mode: permissions, less the umask.
 
     Raises:
         OutputError: disk full, no permission; ``path`` is then as it was.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, data)
+        write_whole(path, data, mode)
         sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error

@@ -339,9 +339,15 @@ class DashboardSection(_Section):
         pattern=r"^[A-Za-z][A-Za-z0-9-]*$",
         description="Header in which a reverse proxy names the user it has logged in, for instance `X-Remote-User`.",
     )
+    hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Names by which browsers reach the page, for instance the proxy's. Addresses, names without a dot, "
+        "`.local` and this machine's own go without saying; others are refused.",
+    )
     proxies: tuple[IPvAnyAddress, ...] = Field(
         default=(IPv4Address("127.0.0.1"), IPv6Address("::1")),
-        description="Addresses of the proxies whose user_header is believed.",
+        description="Addresses of the proxies that are believed what they say of a request: user_header, "
+        "`X-Forwarded-For` and `X-Forwarded-Proto`.",
     )
     operators: tuple[str, ...] = Field(
         default=(), description="Users that may command stations and judge alerts; all others only look."
@@ -351,7 +357,8 @@ class DashboardSection(_Section):
         default=5.0,
         ge=0,
         le=3600,
-        description="Seconds between two snapshots asked of a station that somebody is looking at; 0: none.",
+        description="Seconds between two snapshots asked of a station that somebody is looking at, at least 3; "
+        "0: none.",
     )
     keep_mib: int = Field(
         default=2048, ge=16, le=1_048_576, description="Bound of the pictures and frames kept, MiB; the oldest go."

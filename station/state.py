@@ -39,7 +39,7 @@ class StateFolder:
             StateError: another process has the lock.
         """
         self.folder = folder
-        self._lock = _lock(folder)
+        self._lock = lock_folder(folder)
         self.outbox = Outbox(folder, outbox)
 
     def close(self) -> None:
@@ -58,8 +58,26 @@ class StateFolder:
         self.close()
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the lock; the kernel frees it however the process ends. None: cannot be locked."""
+_ADVICE = (
+    "is this one running already, or do two have the same [station] site, line and name? Stop the other, or set "
+    "`state` to a folder of its own"
+)
+
+
+def lock_folder(folder: Path, who: str = "station", advice: str = _ADVICE) -> int | None:
+    """Make a state folder and take its lock, for this process alone.
+
+    Args:
+        folder: where.
+        who: what works with it, in words.
+        advice: what to do when another does already.
+
+    Returns:
+        A descriptor that holds the lock; the kernel frees it however the process ends. None: cannot be locked.
+
+    Raises:
+        StateError: another process has the lock.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -71,10 +89,7 @@ def _lock(folder: Path) -> int | None:
     except OSError as error:
         os.close(descriptor)
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise StateError(
-                f"{folder}: another station works with this state folder; is this one running already, or do two have "
-                "the same [station] site, line and name? Stop the other, or set `state` to a folder of its own"
-            ) from None
+            raise StateError(f"{folder}: another {who} works with this state folder; {advice}") from None
         log.warning("the state folder cannot be locked", folder=str(folder), reason=error.strerror)
         return None
     return descriptor
