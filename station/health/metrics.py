@@ -182,8 +182,8 @@ class _FromFigures(Collector):
         yield CounterMetricFamily("station_frames_read", "Frames that the camera gave.", camera.frames)
         yield CounterMetricFamily("station_frames_inspected", "Frames inspected.", figures.inspected)
         yield CounterMetricFamily("station_alerts_opened", "Alerts opened.", figures.alerts)
-        if figures.score is not None:
-            yield GaugeMetricFamily("station_score", "Score of the last frame.", figures.score)
+        # None is a metric without a value: it is known that there is one, and it is not 0.
+        yield GaugeMetricFamily("station_score", "Score of the last frame.", figures.score)
         yield GaugeMetricFamily("station_threshold", "Frames that score above it are anomalous.", figures.threshold)
         waiting = {kind: count for kind, count in figures.queued.items() if kind != "outbox_bytes"}
         yield _gauge("station_queued", "Frames and messages that wait.", "kind", waiting)
@@ -202,14 +202,12 @@ class _FromFigures(Collector):
             ("sharpness", camera.sharpness, "Of the last frame."),
             ("noise", camera.noise, "Of the last frame, grey values."),
         ):
-            if value is not None:
-                yield GaugeMetricFamily(f"station_camera_{name}", about, value)
+            yield GaugeMetricFamily(f"station_camera_{name}", about, value)
         directions = _one_of(drift.direction, ("higher", "lower", "wider"))
         yield _gauge("station_drift", "1: where the scores have gone.", "direction", directions)
-        if drift.effect is not None:
-            yield GaugeMetricFamily(
-                "station_drift_effect", "Probability that a late frame outscores a calibration frame.", drift.effect
-            )
+        yield GaugeMetricFamily(
+            "station_drift_effect", "Probability that a late frame outscores a calibration frame.", drift.effect
+        )
         yield GaugeMetricFamily("station_broker_connected", "1: logged in.", float(figures.broker_connected))
         yield _gauge("station_temperature_celsius", "By thermal zone.", "zone", figures.temperatures_c)
 

@@ -1,20 +1,17 @@
 """Other people's software beside a real station: Node-RED with deploy/nodered/flow.json …"""
 
 import json
-import subprocess
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from station.messages import Alert
-from tests.support.mill import PREFIX, Mill, run_mill
+from tests.support.mill import Mill, run_mill
 from tests.support.mosquitto import HOST, free_port
 from tests.support.node import MODULES, need_module
+from tests.support.programs import answers, running, wait_until
 from tests.support.station_process import REPOSITORY
 
 pytestmark = pytest.mark.e2e
@@ -24,45 +21,6 @@ pytestmark = pytest.mark.e2e
 def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
     with run_mill(tmp_path_factory.mktemp("mill")) as mill:
         yield mill
-
-
-@contextmanager
-def running(command: list[str | Path], folder: Path, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in ``folder``, from when it is ready until it is ended; its words are shown beside a failure."""
-    log = folder / "program.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        wait_until(lambda: ready() or process.poll() is not None)
-        assert process.poll() is None
-        yield process
-    except BaseException:
-        print(log.read_text(errors="replace"))
-        raise
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def wait_until(found: Callable[[], object], timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not found():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=10):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
 
 
 def test_node_red(mill: Mill, tmp_path: Path) -> None:
@@ -78,9 +36,7 @@ def test_node_red(mill: Mill, tmp_path: Path) -> None:
     command = [node, MODULES / "node-red/red.js", "--userDir", tmp_path, "--settings", tmp_path / "settings.js"]
 
     def logged_in() -> bool:
-        return (
-            answers(f"http://{HOST}:{port}/flows") and "Connected to broker" in (tmp_path / "program.log").read_text()
-        )
+        return answers(port) and "Connected to broker" in (tmp_path / "program.log").read_text()
 
     with running([*command, "flow.json"], tmp_path, logged_in):
         desk, light = mill.desk, "plant/mill/3/stack-light"
@@ -104,6 +60,5 @@ def test_node_red(mill: Mill, tmp_path: Path) -> None:
 
 def press(port: int, button: str) -> None:
     """An inject node's button in the editor."""
-    request = urllib.request.Request(f"http://{HOST}:{port}/inject/{button}", method="POST")
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(f"http://{HOST}:{port}/inject/{button}", data=b"", timeout=60) as answer:
         assert answer.status == 200

@@ -23,6 +23,7 @@ class Mill:
         line: what passes under the camera; ``line.defective = True`` raises an alert.
         desk: hears all that is published.
         metrics: port of the Prometheus endpoint.
+        station: the daemon.
     """
 
     folder: Path
@@ -30,6 +31,7 @@ class Mill:
     broker: Mosquitto
     desk: Desk
     metrics: int
+    station: StationProcess
 
     def state(self) -> str:
         return Status.model_validate_json(self.desk.on("/status")[-1]).state
@@ -48,6 +50,6 @@ def run_mill(folder: Path) -> Iterator[Mill]:
         config = write_config(folder, camera.url, broker.port, more)
         text = config.read_text().replace('"plant"', '"mill"').replace('"line-1"', '"3"').replace('"cam-1"', '"left"')
         config.write_text(f'state = "state"\n{text}')
-        with StationProcess(config, folder / "log"):
+        with StationProcess(config, folder / "log") as station:
             desk.next_score()
-            yield Mill(folder, line, broker, desk, metrics)
+            yield Mill(folder, line, broker, desk, metrics, station)
