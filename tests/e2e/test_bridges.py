@@ -206,7 +206,8 @@ def test_influxdb(mill: Mill, tmp_path: Path) -> None:
             mill.broker.wait_for_subscription("station/v1/+/+/+/alert")
             wait_until(lambda: ask("SELECT score FROM station_score"))
             alert = run_line(mill)
-            XX(lambda: ask(closed))
+            closed = "SELECT * FROM station_alert WHERE event = 'close' ORDER BY time DESC LIMIT 1"
+            wait_until(lambda: alert.id in str(ask(closed)))
         [series] = ask(closed)
         [row] = series["values"]
         point = dict(zip(series["columns"], row, strict=True))
