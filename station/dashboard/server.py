@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Callable
 
@@ -48,11 +49,14 @@ def serve(settings: DashboardSettings) -> None:
             config = uvicorn.Config(
                 app,
                 log_config=None,
+                log_level="warning",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # Access reads them, from proxies that it knows
                 timeout_graceful_shutdown=_STOP_SECONDS,
             )
+            # uvicorn raises the signal that ended it once more: a service that is told to stop has not failed.
+            signal.signal(signal.SIGTERM, lambda *_: None)
             _Server(config, address, app.state.end_streams).run(sockets=[wire])
     finally:
         archive.close()
