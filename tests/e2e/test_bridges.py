@@ -3,6 +3,7 @@
 import asyncio
 import json
 import runpy
+import shlex
 import sys
 import urllib.parse
 import urllib.request
@@ -15,11 +16,11 @@ import asyncua
 import pytest
 from asyncua import ua
 
-from station.messages import Alert, Status
+from station.messages import Status
 from tests.support.mill import Mill, run_mill
 from tests.support.mosquitto import HOST, free_port, need
 from tests.support.node import MODULES, need_module
-from tests.support.pages import blocks
+from tests.support.pages import blocks, commands
 from tests.support.programs import answers, running, wait_until
 from tests.support.station_process import REPOSITORY
 
@@ -37,8 +38,23 @@ def mill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
         yield mill
 
 
+def on_page(program: str, script: str) -> list[str]:
+    """Options of the command as the page gives it."""
+    words = [shlex.split(command) for command in commands("docs/integration.md")]
+    [options] = [rest for first, second, *rest in words if (first, second) == (program, script)]
+    return options
+
+
+def bridge(script: str, options: list[str], changes: dict[str, str]) -> list[str | Path]:
+    """The page's command, with this test's addresses in place of the usual ones."""
+    assert changes.keys() <= set(options)
+    changed = [changes.get(before, option) for before, option in zip(["", *options], options, strict=False)]
+    return [sys.executable, "-u", REPOSITORY / script, *changed]
+
+
 def test_node_red(mill: Mill, tmp_path: Path) -> None:
     node = need_module("node-red")
+    assert on_page("node-red", "deploy/nodered/flow.json") == []
     flow = json.loads((REPOSITORY / "deploy/nodered/flow.json").read_text())
     [broker] = [entry for entry in flow if entry["type"] == "mqtt-broker"]
     assert (broker["broker"], broker["port"]) == ("localhost", "1883")
@@ -54,15 +70,11 @@ def test_node_red(mill: Mill, tmp_path: Path) -> None:
 
     with running([*command, "flow.json"], tmp_path, logged_in):
         desk, light = mill.desk, "plant/mill/3/stack-light"
-        mill.line.defective = True
-        desk.wait_for(lambda _: desk.on(light)[-1:] == [b"red"])
-        mill.line.defective = False
-        desk.wait_for(lambda _: desk.on(light)[-1:] == [b"green"])
-
-        alert = Alert.model_validate_json(desk.on("/alert")[0])
+        alert = mill.pass_defect()
+        desk.wait_for(lambda _: desk.on(light)[-2:] == [b"red", b"green"])
         picture = tmp_path / f"alert-pictures/mill-3-left-{alert.id}.jpg"
         wait_until(picture.is_file)
-        wait_until(lambda: picture.read_bytes() in desk.on(f"/alert/{alert.id}/image"))
+        wait_until(lambda: picture.read_bytes() == desk.on(f"/alert/{alert.id}/image")[-1])
 
         press(port, "pause")
         desk.wait_for(lambda _: mill.state() == "degraded")
@@ -78,28 +90,12 @@ def press(port: int, button: str) -> None:
         assert answer.status == 200
 
 
-def bridge(name: str, *options: str) -> list[str | Path]:
-    return [sys.executable, "-u", REPOSITORY / "docs/examples" / name, *options]
-
-
-def run_line(mill: Mill) -> Alert:
-    """A defect passes, from first to last."""
-    opened = len(alerts(mill))
-    mill.line.defective = True
-    mill.desk.wait_for(lambda _: len(alerts(mill)) > opened)
-    mill.line.defective = False
-    mill.desk.wait_for(lambda _: alerts(mill)[-1].event == "close")
-    return alerts(mill)[-1]
-
-
-def alerts(mill: Mill) -> list[Alert]:
-    return [Alert.model_validate_json(payload) for payload in mill.desk.on("/alert")]
-
-
 def test_opc_ua(mill: Mill, tmp_path: Path) -> None:
     port = free_port()
     url = f"opc.tcp://{HOST}:{port}/stations"
-    command = bridge("opcua_bridge.py", "--broker", HOST, "--port", str(mill.broker.port), "--listen", url)
+    options = on_page("python", "docs/examples/opcua_bridge.py")
+    changes = {"--broker": HOST, "--port": str(mill.broker.port), "--listen": url}
+    command = bridge("docs/examples/opcua_bridge.py", options, changes)
     with running(command, tmp_path, lambda: "Ctrl-C ends" in (tmp_path / "program.log").read_text()):
         asyncio.run(look_by_opc_ua(mill, url))
 
@@ -130,7 +126,7 @@ async def look_by_opc_ua(mill: Mill, url: str) -> None:
         heard = Heard()
         subscription = await client.create_subscription(50, heard)
         await subscription.subscribe_data_change(client.get_node(f"ns={space};s=mill/3/left/OpenAlerts"))
-        alert = await asyncio.to_thread(run_line, mill)
+        alert = await asyncio.to_thread(mill.pass_defect)
         await wait("LastAlert", lambda last: last == alert.id)
         await wait("OpenAlerts", lambda number: number == 0)
         await wait("LastAlertPeakScore", lambda score: score == alert.peak_score)
@@ -199,13 +195,15 @@ def test_influxdb(mill: Mill, tmp_path: Path) -> None:
         return list(result.get("series", []))
 
     (tmp_path / "bridge").mkdir()
-    options = ("--broker", HOST, "--port", str(mill.broker.port), "--influx", f"http://{HOST}:{port}")
+    options = on_page("python", "docs/examples/influx_bridge.py")
+    changes = {"--broker": HOST, "--port": str(mill.broker.port), "--influx": f"http://{HOST}:{port}"}
+    command = bridge("docs/examples/influx_bridge.py", options, changes)
     with running([need("influxd"), "-config", tmp_path / "influxdb.conf"], tmp_path, lambda: answers(port, "/ping")):
         ask("CREATE DATABASE stations")
-        with running(bridge("influx_bridge.py", *options), tmp_path / "bridge", lambda: True):
+        with running(command, tmp_path / "bridge", lambda: True):
             mill.broker.wait_for_subscription("station/v1/+/+/+/alert")
             wait_until(lambda: ask("SELECT score FROM station_score"))
-            alert = run_line(mill)
+            alert = mill.pass_defect()
             closed = "SELECT * FROM station_alert WHERE event = 'close' ORDER BY time DESC LIMIT 1"
             wait_until(lambda: alert.id in str(ask(closed)))
         [series] = ask(closed)

@@ -4,57 +4,35 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import jsonschema
 import numpy as np
 import pytest
+import yaml
 
 from station.control import _VERB
-from station.messages import MESSAGES, VERBS, Alert, Info, Reply, Score, Status
-from tests.e2e.test_station_run import Line, write_config
-from tests.support.desk import Desk
-from tests.support.mjpeg_server import MjpegServer
-from tests.support.mosquitto import Mosquitto, need
-from tests.support.station_process import REPOSITORY, StationProcess
+from station.messages import MESSAGES, VERBS, Alert, Feedback, Info, Reply, Score, Status
+from tests.support.mill import Mill, run_mill
+from tests.support.mosquitto import need
+from tests.support.pages import Block, blocks
+from tests.support.programs import running, wait_until
+from tests.support.station_process import REPOSITORY
 
 pytestmark = pytest.mark.e2e
 
 PAGE = (REPOSITORY / "docs/integration.md").read_text()
-PREFIX = "station/v1/mill/3/left"
-
-
-@dataclass
-class Plant:
-    folder: Path
-    line: Line
-    broker: Mosquitto
-    desk: Desk
-
-    def state(self) -> str:
-        return Status.model_validate_json(self.desk.on("/status")[-1]).state
+COMMANDS = [command for block in blocks("docs/integration.md", "bash") for command in block.commands()]
+SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (REPOSITORY / "deploy/schemas").glob("*.json")}
 
 
 @pytest.fixture(scope="module")
-def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
-    folder, line = tmp_path_factory.mktemp("plant"), Line()
-    with (
-        MjpegServer(fps=25, picture=line.picture) as camera,
-        Mosquitto(folder) as broker,
-        Desk(broker.port, PREFIX) as desk,
-    ):
-        config = write_config(folder, camera.url, broker.port)
-        text = config.read_text().replace('"plant"', '"mill"').replace('"line-1"', '"3"').replace('"cam-1"', '"left"')
-        config.write_text(f'state = "state"\n{text}')
-        with StationProcess(config, folder / "log"):
-            desk.next_score()
-            yield Plant(folder, line, broker, desk)
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mill]:
+    with run_mill(tmp_path_factory.mktemp("plant")) as plant:
+        yield plant
 
 
 def told_results() -> dict[str, set[str]]:
@@ -68,25 +46,37 @@ def test_every_verb_is_told() -> None:
     assert all(_VERB.fullmatch(verb) for verb in VERBS)
 
 
-@pytest.mark.parametrize("block", blocks("json"))
-def test_messages_are_as_the_page_shows_them(block: str) -> None:
-    schema = json.loads(block)["schema"]
-    [model] = [model for model in MESSAGES if model.model_fields["schema_"].default == schema]
-    model.model_validate_json(block)
+@pytest.mark.parametrize("block", blocks("docs/integration.md", "json"), ids=str)
+def test_messages_are_as_the_page_shows_them(block: Block) -> None:
+    message = json.loads(block.text)
+    kind = message["schema"].rpartition("/")[2]
+    [model] = [model for model in MESSAGES if model.topic == kind]
+    model.model_validate_json(block.text)
+    jsonschema.validate(message, SCHEMAS[kind])
 
 
-def test_every_error_code_is_told(plant: Plant) -> None:
+def test_every_error_code_is_told(plant: Mill) -> None:
     sources = [(REPOSITORY / "station" / name).read_text() for name in ("control.py", "thresholds.py", "daemon.py")]
     codes = re.findall(r"(?:_RefusedError|CommandError)\(\s*f?\"([a-z-]+): ", "".join(sources))
     assert len(codes) > 8
     assert [code for code in codes if f"`{code}`" not in PAGE] == []
 
 
-@pytest.mark.parametrize("command", [line for block in blocks("bash") for line in block.splitlines()])
-def test_commands_of_the_page_work(plant: Plant, command: str) -> None:
+def test_every_command_of_the_page_is_run_by_a_test() -> None:
+    elsewhere = (REPOSITORY / "tests/e2e/test_bridges.py").read_text()
+    for command in COMMANDS:
+        program, script, *_ = shlex.split(command)
+        if program.startswith("mosquitto_") or program == "promtool":
+            continue  # below
+        assert f'on_page("{program}", "{script}")' in elsewhere
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("mosquitto_")])
+def test_commands_of_the_page_work(plant: Mill, command: str) -> None:
     program, *options = shlex.split(command)
-    verb = re.search(r"cmd/([a-z-]+)", command)
-    heard = len(plant.desk.replies(verb.group(1))) if verb else 0
+    topic = options[options.index("-t") + 1]
+    verb = topic.partition("/cmd/")[2]
+    heard = len(plant.desk.replies(verb)) if verb else 0
     words = [need(program), "-h", "127.0.0.1", "-p", str(plant.broker.port), *options]
     if program == "mosquitto_sub":
         words += ["-C", "3"]
@@ -95,25 +85,51 @@ def test_commands_of_the_page_work(plant: Plant, command: str) -> None:
     if program == "mosquitto_sub":
         assert len(done.stdout.splitlines()) == 3
         return
-    assert verb is not None
+    given = json.loads(options[options.index("-m") + 1])
+    if not verb:
+        plant.desk.wait_for(lambda _: plant.desk.on(topic))
+        assert Feedback.model_validate_json(plant.desk.on(topic)[-1]).alert == given["alert"]
+        jsonschema.validate(given, SCHEMAS["feedback"])
+        return
+    jsonschema.validate(given, SCHEMAS["set-threshold" if verb == "set-threshold" else "command"])
     if program == "mosquitto_rr":
         reply = Reply.model_validate_json(done.stdout)
     else:
-        plant.desk.wait_for(lambda _: len(plant.desk.replies(verb.group(1))) > heard)
-        reply = plant.desk.replies(verb.group(1))[-1]
-    assert (reply.ok, reply.error, reply.verb) == (True, None, verb.group(1))
-    given = json.loads(options[options.index("-m") + 1])
+        plant.desk.wait_for(lambda _: len(plant.desk.replies(verb)) > heard)
+        reply = plant.desk.replies(verb)[-1]
+    assert (reply.ok, reply.error, reply.verb) == (True, None, verb)
     assert reply.id == given.get("id")
 
 
-def ask(plant: Plant, verb: str, payload: bytes = b"") -> Reply:
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("promtool")])
+def test_promtool_says_that_all_is_well(command: str) -> None:
+    program, *options = shlex.split(command)
+    done = subprocess.run([need(program), *options], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ten_lines_of_python_hear_an_alert(plant: Mill, tmp_path: Path) -> None:
+    [block] = blocks("docs/integration.md", "python")
+    assert len([line for line in block.text.splitlines() if line]) == 10, "as the page says"
+    here = block.text.replace('"localhost", 1883', f'"127.0.0.1", {plant.broker.port}')
+    assert here != block.text
+    log = tmp_path / "program.log"
+    subscribed = plant.broker.subscriptions("station/v1/+/+/+/alert")
+    with running([sys.executable, "-c", here], tmp_path, lambda: True):
+        wait_until(lambda: plant.broker.subscriptions("station/v1/+/+/+/alert") > subscribed)
+        alert = plant.pass_defect()
+        wait_until(lambda: f"close {alert.id} score {alert.peak_score}" in log.read_text())
+    assert f"open {alert.id} score" in log.read_text()
+
+
+def ask(plant: Mill, verb: str, payload: bytes = b"") -> Reply:
     reply = plant.desk.ask(verb, payload)
     assert reply.ok, reply.error
     assert set(reply.result) == told_results()[verb]
     return reply
 
 
-def test_pause_and_resume(plant: Plant) -> None:
+def test_pause_and_resume(plant: Mill) -> None:
     desk = plant.desk
     plant.line.defective = True
     desk.wait_for(lambda _: desk.on("/alert"))
@@ -142,7 +158,7 @@ def frame_of(result: dict[str, str | float | None]) -> int:
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_snapshot(plant: Plant, paused: bool) -> None:
+def test_snapshot(plant: Mill, paused: bool) -> None:
     desk = plant.desk
     if paused:
         ask(plant, "pause")
@@ -156,7 +172,7 @@ def test_snapshot(plant: Plant, paused: bool) -> None:
         ask(plant, "resume")
 
 
-def test_set_threshold(plant: Plant) -> None:
+def test_set_threshold(plant: Mill) -> None:
     was = plant.desk.next_score().threshold
     reply = ask(plant, "set-threshold", b'{"threshold": 60, "by": "ann"}')
     assert reply.result == {"threshold": 60, "was": was}
@@ -166,7 +182,7 @@ def test_set_threshold(plant: Plant) -> None:
     assert (last["what"], last["by"], last["from"], last["to"]) == ("set", "ann", was, 60)
 
 
-def test_reload(plant: Plant) -> None:
+def test_reload(plant: Mill) -> None:
     desk = plant.desk
     config = plant.folder / "station.toml"
     good = config.read_text()
@@ -179,3 +195,39 @@ def test_reload(plant: Plant) -> None:
     desk.wait_for(lambda _: Info.model_validate_json(desk.on("/info")[-1]).threshold == 50)
     desk.wait_for(lambda _: plant.state() == "online")
     assert desk.next_score().threshold == 50
+
+
+def test_all_that_this_station_has_said_is_as_described(plant: Mill) -> None:
+    """Last in this module: every message of all the tests above, against the schemas and the AsyncAPI document."""
+    desk = plant.desk
+    plant.pass_defect()
+    ask(plant, "snapshot")
+    desk.send("snapshot")
+    desk.wait_for(
+        lambda _: desk.on("/frame") and desk.on("/reply/snapshot") and desk.on("/health") and desk.on("/info")
+    )
+    described = yaml.safe_load((REPOSITORY / "deploy/asyncapi.yaml").read_text())
+    channels = {name: channel for name, channel in described["channels"].items() if name != "feedback"}
+    operations = {operation["channel"]["$ref"]: operation for operation in described["operations"].values()}
+    seen = set()
+    for message in list(desk.heard):
+        if "/cmd/" in message.topic or message.topic.endswith(("/feedback", "/reply/desk")):
+            continue  # what others have sent, and a topic of this desk's own choice
+        [name] = [name for name, channel in channels.items() if fits(channel["address"], message.topic)]
+        seen.add(name)
+        [kind] = channels[name]["messages"]
+        assert message.properties.ContentType == described["components"]["messages"][kind]["contentType"]
+        binding = operations[f"#/channels/{name}"]["bindings"]["mqtt"]
+        assert message.qos == binding["qos"]
+        assert getattr(message.properties, "MessageExpiryInterval", 0) <= binding.get("messageExpiryInterval", 0)
+        if kind == "picture":
+            assert message.payload.startswith(b"\xff\xd8\xff")
+        elif kind == "frame":
+            assert message.payload.startswith(b"\x89PNG")
+        else:
+            jsonschema.validate(json.loads(message.payload), SCHEMAS[kind])
+    assert seen == channels.keys() - {"command", "setThreshold"}
+
+
+def fits(address: str, topic: str) -> bool:
+    return re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(address)), topic) is not None

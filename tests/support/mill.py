@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from station.messages import Status
+from station.messages import Alert, Status
 from tests.e2e.test_station_run import Line, write_config
 from tests.support.desk import Desk
 from tests.support.mjpeg_server import MjpegServer
@@ -35,6 +35,18 @@ class Mill:
 
     def state(self) -> str:
         return Status.model_validate_json(self.desk.on("/status")[-1]).state
+
+    def alerts(self) -> list[Alert]:
+        return [Alert.model_validate_json(payload) for payload in self.desk.on("/alert")]
+
+    def pass_defect(self) -> Alert:
+        """A defect passes under the camera, from first to last. Returns the alert as it was closed."""
+        heard = len(self.alerts())
+        self.line.defective = True
+        self.desk.wait_for(lambda _: len(self.alerts()) > heard)
+        self.line.defective = False
+        self.desk.wait_for(lambda _: self.alerts()[-1].event == "close")
+        return self.alerts()[-1]
 
 
 @contextmanager

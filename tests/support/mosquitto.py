@@ -82,10 +82,14 @@ class Mosquitto:
     def wait_for_subscription(self, topic: str) -> None:
         """Until somebody has subscribed; Mosquitto's log tells."""
         deadline = time.monotonic() + 20
-        while f"{topic} (QoS" not in self._log.read_text():
+        while not self.subscriptions(topic):
             if time.monotonic() > deadline:
                 raise AssertionError(f"nobody has subscribed to {topic}:\n{self._log.read_text()}")
             time.sleep(0.02)
+
+    def subscriptions(self, topic: str) -> int:
+        """How often somebody has subscribed to it."""
+        return self._log.read_text().count(f"{topic} (QoS")
 
     def forget_log(self) -> None:
         """For ``wait_for_subscription``, after ``kill``."""
