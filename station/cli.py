@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from engines.errors import EngineError, ImageError
+from engines.help import page_of
 from station import __version__
 from station.calibration import CalibrationError
 from station.camera import CameraError
@@ -91,5 +92,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: int) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    page = page_of(error)
+    more = f"\n[dim]see {page}[/]" if page else ""
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}{more}", highlight=False, soft_wrap=True)
     sys.exit(code)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from engines.bundle import Bundle, read_bundle
 from engines.engine import Engine
 from engines.errors import EngineError
+from engines.help import explained
 from engines.judging import Judging
 from engines.opening import open_engine
 from station import logs
@@ -51,7 +52,7 @@ class _Report:
                 found, words = step()
         except _REFUSALS as error:
             self.failed = True
-            self._line("[red]✗[/]", name, str(error))
+            self._line("[red]✗[/]", name, explained(error).replace("\n", f"\n{' ' * 14}"))
             return None
         self._line("[green]✓[/]", name, words)
         return found

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from engines.help import page_of_reason
 from station.dashboard.records import AlertRecord
 from station.watching.drawing import chart, section
 from station.watching.sight import Sight
@@ -21,7 +22,10 @@ def details(sight: Sight, view: dict[str, Any], now: float, width: int) -> list[
     since = f" since {_clock(view['since'])}" if view["since"] else ""
     title = Text.assemble((path, "bold"), "  ", (f"{STATE_MARKS[state]} {state}{since}", STATE_STYLES[state]))
     lines = [section(title, width)]
-    lines += [Text(f"  {clean(reason)}", "yellow") for reason in view["reasons"][:3]]
+    lines += [
+        Text.assemble(f"  {clean(reason)}", (f"  see {page_of_reason(reason)}", "dim"), style="yellow")
+        for reason in view["reasons"][:3]
+    ]
     lines += [Text.assemble("  ", line) for line in chart(sight.peaks(path, now, width - 4), CHART_HEIGHT)]
     full = sight.fleet.view(path, now, parts=("info", "health")) or view
     for name, words in (*_info(full["info"]), *_health(full["health"])):

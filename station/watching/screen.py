@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
+from engines.help import BROKER_PAGE
 from station.watching.details import details
 from station.watching.drawing import gauge, section, sparkline
 from station.watching.sight import Sight
@@ -96,7 +97,8 @@ def draw(sight: Sight, viewer: Viewer, link: Link, now: float, size: tuple[int, 
     views = sight.views(now, worrying_first=viewer.worrying_first)
     lines = [_header(link, now, width, paused=viewer.paused), _summary(views, width)]
     if link.trouble:
-        lines += [Text(f" {line}", "bold red") for line in textwrap.wrap(clean(link.trouble), width - 2)[:3]]
+        trouble = f"{clean(link.trouble)}; see {BROKER_PAGE}"
+        lines += [Text(f" {line}", "bold red") for line in textwrap.wrap(trouble, width - 2)[:3]]
     room = height - len(lines) - 1
     if viewer.help:
         lines += _help()[:room]

@@ -12,7 +12,7 @@ from tests.support.bundles import make_bundle
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.station_process import station
 
-COMMANDS = ("demo", "inspect", "calibrate", "check", "engine", "run", "watch", "bench")
+COMMANDS = ("demo", "inspect", "calibrate", "check", "engine", "run", "watch", "dashboard", "bench")
 
 
 def shown(*arguments: str) -> str:
@@ -47,7 +47,8 @@ def config_at(folder: Path, port: int, more: str = "") -> Path:
 
 
 def marks(output: str) -> dict[str, str]:
-    return {words[1]: words[0] for line in output.splitlines() if len(words := line.split()) > 1}
+    lines = (line.split() for line in output.splitlines() if line.startswith(("✓", "✗")))
+    return {words[1]: words[0] for words in lines}
 
 
 def test_check_says_yes_line_by_line(tmp_path: Path) -> None:
@@ -72,6 +73,7 @@ def test_check_goes_on_after_a_failure_and_says_the_way_out(tmp_path: Path) -> N
     assert "scorer.onnx" in done.stdout
     assert str(tmp_path / "frames") in done.stdout
     assert "check mqtt.username" in done.stdout
+    assert "see docs/errors.md#broker" in done.stdout
     assert "wr0ng-p4ss" not in done.stdout + done.stderr
 
 
