@@ -51,13 +51,13 @@ def anchor(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
-def section(name: str, html: str, *, warning: bool = False) -> tuple[str, str]:
-    """A section with its heading, for ``document``."""
+def section(name: str, html: str, heading: str = "", *, warning: bool = False) -> tuple[str, str]:
+    """A section for ``document``; ``name`` is its entry in the contents, and its heading if there is no other."""
     kind, mark = (" class='warn'", "<span aria-hidden='true'>⚠ </span>") if warning else ("", "")
-    return name, f"<section id='{anchor(name)}'{kind}><h2>{mark}{escape(name)}</h2>{html}</section>\n"
+    return name, f"<section id='{anchor(name)}'{kind}><h2>{mark}{escape(heading or name)}</h2>{html}</section>\n"
 
 
-def paragraphs(texts: Iterable[str]) -> str:
+def paragraphs(*texts: str) -> str:
     """A paragraph each."""
     return "".join(f"<p>{escape(text)}</p>" for text in texts)
 
@@ -129,6 +129,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "")
         f"<div class='scroll' tabindex='0' role='region' aria-label='{label}'><table>{named}"
         f"{f'<thead><tr>{top}</tr></thead>' if head else ''}<tbody>{body}</tbody></table></div>"
     )
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """A table of (name, value), text."""
+    return table([], ([name, value] for name, value in rows)).replace("<table>", "<table class='facts'>", 1)
+
+
+def link(name: str, text: str) -> Html:
+    """A link to the section called ``name``."""
+    return Html(f"<a href='#{anchor(name)}'>{escape(text)}</a>")
 
 
 def _cell(cell: str) -> str:

@@ -31,7 +31,7 @@ DARK = {
 PAPER, INK, QUIET, GRID, GOOD, DEFECT, EXTRA = (f"var(--{name})" for name in LIGHT)
 
 WIDTH, HEIGHT = 460, 310  # so that letters of 13 stay readable where a phone shows the chart 340 pixels wide
-LEFT, RIGHT, TOP, BOTTOM = 70, 14, 46, 46
+LEFT, RIGHT, TOP, BOTTOM = 70, 22, 46, 46
 _LETTER = 6.9  # pixels of an average letter
 _STYLE = "font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;font-size:13px"
 
@@ -101,7 +101,7 @@ class Axes:
         anchor, dx = ("end", -6) if x > WIDTH * 0.6 else ("start", 6)
         return (
             f"<path d='M{x:.1f},{TOP}V{self.bottom}' stroke='{INK}' stroke-width='1.6' stroke-dasharray='6 4'/>"
-            + text(x + dx, TOP + 12, label, INK, anchor, bold=True)
+            + text(x + dx, TOP + 13, label, INK, anchor, bold=True, halo=True)
         )
 
     def frame(
@@ -166,10 +166,31 @@ def legend(entries: Sequence[tuple[str, str]], left: float = 4) -> str:
 
 
 def text(
-    x: float, y: float, words: str, colour: str, anchor: str = "start", *, bold: bool = False, size: int | None = None
+    x: float,
+    y: float,
+    words: str,
+    colour: str,
+    anchor: str = "start",
+    *,
+    bold: bool = False,
+    halo: bool = False,
+    size: int | None = None,
 ) -> str:
-    """Words; ``anchor`` is start, middle or end."""
-    more = (" font-weight='600'" if bold else "") + (f" style='font-size:{size}px'" if size else "")
+    """Words.
+
+    Args:
+        x: pixels.
+        y: of their base line, pixels.
+        words: text.
+        colour: theirs.
+        anchor: start, middle or end.
+        bold: whether they matter more.
+        halo: whether they lie over lines, from which a rim sets them off.
+        size: of the letters, pixels; None: the chart's.
+    """
+    more = " font-weight='600'" if bold else ""
+    more += f" stroke='{PAPER}' stroke-width='3.5' stroke-linejoin='round' paint-order='stroke'" if halo else ""
+    more += f" style='font-size:{size}px'" if size else ""
     return f"<text x='{x:.1f}' y='{y:.1f}' fill='{colour}' text-anchor='{anchor}'{more}>{escape(words)}</text>"
 
 

@@ -2,6 +2,9 @@
 
 import re
 from dataclasses import dataclass
+from math import comb
+
+from station.settings import AlertSettings
 
 SHIFT_HOURS = 8
 SHIFT = SHIFT_HOURS * 3600.0
@@ -63,3 +66,52 @@ def parse_budget(text: str) -> Budget:
     if per not in _PERIODS or count <= 0:
         raise ValueError(f"{text!r} is not {FORMS}")
     return Budget(text, count, _PERIODS[per])
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How many frames a station judges, and what it makes of those above the threshold.
+
+    Attributes:
+        fps: frames a second.
+        origin: where that is from, in words.
+        alerts: life cycle of an alert.
+    """
+
+    fps: float
+    origin: str
+    alerts: AlertSettings
+
+    @property
+    def frames(self) -> float:
+        """In a shift."""
+        return SHIFT * self.fps
+
+    def alerts_in_words(self, rate: float) -> str:
+        """What good frames above the threshold mean in alerts.
+
+        Args:
+            rate: probability that a good frame scores above the threshold.
+        """
+        hits, window = self.alerts.open_hits, self.alerts.open_window
+        above = rate * self.frames
+        if hits == 1:
+            return (
+                "That counts frames. Good frames that follow one another are much alike and go above it in runs, and a "
+                "run at one place is one alert: alerts are at most that many, mostly fewer. alerts.open_hits of two or "
+                "more makes them rarer."
+            )
+        # Independent frames: this one above, and hits - 1 of those before it in the window.
+        alone = comb(window - 1, hits - 1) * rate**hits * self.frames
+        return (
+            f"That counts frames; an alert needs {hits} of {window} in a row (alerts.open_hits, alerts.open_window). "
+            f"So alerts are at most {amount(above / hits)} a shift, which is what frames give that show the same spot "
+            f"again and again, and about {amount(alone)} where every frame shows something new. Yours lie in between."
+        )
+
+
+def amount(number: float) -> str:
+    """A number of things that need not be whole, as precisely as anybody can mean it."""
+    if number < 0.01:
+        return "0" if number == 0 else "less than 0.01"
+    return f"{number:.2g}" if number < 9.95 else f"{float(f'{number:.2g}'):,.0f}"

@@ -1,27 +1,60 @@
 """The HTML report of a calibration: one file, no scripts, nothing fetched from elsewhere."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from html import escape
 
-from station.calibration import Calibration, odds
+from engines.engine import UInt8Array
+from engines.pages import (
+    Html,
+    bullets,
+    cards,
+    document,
+    facts,
+    figure,
+    gallery,
+    link,
+    paragraphs,
+    picture,
+    section,
+    steps,
+    table,
+)
+from engines.pictures import encode_jpeg, shrunk
+from station.budget import SHIFT, SHIFT_HOURS, Pace, amount
+from station.calibration import Calibration, Chance, FalseAlarmThreshold, odds, wilson
+from station.survey import Finding
+
+BOLD = 50
+"""A budget this many times rarer than the frames can show is told to be so."""
+WIDE = 4.0
+"""An interval whose upper end is this many times the estimate asks for more frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exhibit:
-    """A frame worth a look.
+    """A picture worth a look.
 
     Attributes:
-        name: of its file, or "" for a camera's frame.
-        score: its frame score.
+        name: of its file and what else its caption says, or "" for a camera's frame.
+        score: the frame's or the patch's.
         jpeg: its picture.
+        size: (height, width) of the picture.
+        verdict: how it compares with the threshold, in words; "" says nothing.
     """
 
     name: str
     score: float
     jpeg: bytes = field(repr=False)
+    size: tuple[int, int]
+    verdict: str = ""
+
+    @classmethod
+    def of(cls, name: str, score: float, image: UInt8Array, side: int, verdict: str = "") -> "Exhibit":
+        """Of a picture, uint8 (H, W, 3), BGR, shrunk to ``side`` pixels."""
+        small = shrunk(image, side)
+        return cls(name, score, encode_jpeg(small, side, 80), (small.shape[0], small.shape[1]), verdict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +108,89 @@ class Change:
         return found
 
 
-def explain(calibration: Calibration) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What another budget would mean.
+
+    Attributes:
+        budget: in words.
+        threshold: that it asks for.
+        found: how many of the defective frames score above that; None without any.
+    """
+
+    budget: str
+    threshold: FalseAlarmThreshold
+    found: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the threshold lets through, and what others would.
+
+    Attributes:
+        chance: that a good frame scores above the threshold.
+        pace: of the station; None: unknown.
+        found: how many of the defective frames score above the threshold; None without any.
+        options: other budgets.
+    """
+
+    chance: Chance
+    pace: Pace | None
+    found: int | None
+    options: tuple[Option, ...]
+
+    def per_shift(self) -> tuple[str, str]:
+        """Expected good frames above the threshold in a shift, and the interval; at one a second if unknown."""
+        frames = self.pace.frames if self.pace else SHIFT
+        expected, low, high = (amount(p * frames) for p in self.chance)
+        return expected, f"{low} to {high}"
+
+    def lines(self) -> list[str]:
+        """In plain words."""
+        number, interval = self.per_shift()
+        fps, rest = (
+            (f"{self.pace.fps:.3g} frames a second ({self.pace.origin})", "")
+            if self.pace
+            else ("one frame a second", "; add --fps FRAMES_PER_SECOND for yours")
+        )
+        frames = "good frame scores" if number == "1" else "good frames score"
+        expected = (
+            f"At {fps} about {number} {frames} above it in a shift of {SHIFT_HOURS} hours (95 % interval {interval}), "
+            f"if the line goes on showing what these frames show{rest}."
+        )
+        return [expected, self.pace.alerts_in_words(self.chance.p)] if self.pace else [expected]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that the page shows.
+
+    Attributes:
+        calibration: what it is about.
+        outlook: what the threshold lets through.
+        charts: (SVG, what it says) each.
+        patches: highest-scoring patches of the good frames, highest first.
+        good: highest-scoring good frames, highest first.
+        defect: lowest-scoring defective frames, lowest first.
+        places: (map of the scores, mean of the frames), SVG; None where the frame is a single patch.
+        findings: parts of the frame that score higher than others.
+        out: path of calibration.json, as the settings would name it.
+        change: for a calibration from recent frames.
+    """
+
+    calibration: Calibration
+    outlook: Outlook
+    charts: Sequence[tuple[str, str]]
+    patches: Sequence[Exhibit]
+    good: Sequence[Exhibit]
+    defect: Sequence[Exhibit]
+    places: tuple[str, str] | None
+    findings: Sequence[Finding]
+    out: str
+    change: Change | None = None
+
+
+def explain(calibration: Calibration, outlook: Outlook) -> list[str]:
     """The result in plain words, a sentence an entry."""
     alarms, separation = calibration.false_alarms, calibration.separation
     sentences = [f"A frame that scores above {calibration.threshold:.5g} is called defective."]
@@ -84,17 +199,10 @@ def explain(calibration: Calibration) -> list[str]:
             f"At this threshold about {odds(alarms.rate)} good frames is expected to raise a false alarm "
             f"({100 * alarms.confidence:.0f} % interval of the threshold: {alarms.low:.5g} to {alarms.high:.5g})."
         )
-        per_hour = 3600 * alarms.rate
-        sentences.append(
-            f"At one frame a second that is {per_hour:.2g} false alarms an hour; `alerts.open_hits` of two or more "
-            "frames makes them rarer."
-        )
     else:
         sentences.append("It is where the balanced accuracy on the frames given is highest.")
-        if calibration.threshold >= calibration.tail.level:
-            rate = calibration.tail.exceedance(calibration.threshold)
-            often = f"about {odds(rate)} good frames" if rate > 1e-9 else "hardly any good frame"
-            sentences.append(f"By the tail fitted to the good frames, {often} would raise a false alarm.")
+    sentences += outlook.lines()
+    if calibration.method != "false_alarm_rate":
         sentences.append(
             f"For a false-alarm budget of {odds(alarms.rate)} the threshold would be {alarms.threshold:.5g} "
             f"(add --false-alarms {alarms.rate:g} to take it)."
@@ -109,115 +217,212 @@ def explain(calibration: Calibration) -> list[str]:
     return sentences
 
 
-def render(
-    calibration: Calibration,
-    charts: Sequence[str],
-    good: Sequence[Exhibit],
-    defect: Sequence[Exhibit],
-    out: str,
-    change: Change | None = None,
-) -> str:
-    """The report as HTML.
-
-    Args:
-        calibration: what it is about.
-        charts: SVG elements.
-        good: highest-scoring good frames, highest first.
-        defect: lowest-scoring defective frames, lowest first.
-        out: path of calibration.json, as the settings would name it.
-        change: for a calibration from recent frames.
-    """
-    first, *rest = explain(calibration)
-    name = escape(calibration.bundle_name)
-    warnings = "".join(f"<li>{escape(text)}</li>" for text in calibration.warnings)
-    head = (
-        f"<header><p class='kicker'>Calibration of {name}</p><h1>{calibration.threshold:,.5g}</h1>"
-        f"<p class='lead'>{escape(first)}</p>{''.join(f'<p>{escape(text)}</p>' for text in rest)}"
-        f"<div class='cards'>{''.join(_card(*card) for card in _cards(calibration))}</div></header>"
-    )
-    sections = [head]
+def render(report: Report) -> str:
+    """The report as HTML."""
+    calibration, change = report.calibration, report.change
+    first, *rest = explain(calibration, report.outlook)
+    frames_and_alerts = report.outlook.lines()[1:]  # told where the alarms are
+    rest = [sentence for sentence in rest if sentence not in frames_and_alerts]
+    sections = []
     if change is not None:
-        lines = "".join(f"<p>{escape(text)}</p>" for text in change.lines())
-        notes = "".join(f"<li>{escape(text)}</li>" for text in change.notes)
-        sections.append(f"<section class='warn'><h2>What changes</h2>{lines}<ul>{notes}</ul></section>")
-    if warnings:
-        sections.append(f"<section class='warn'><h2>Before you rely on it</h2><ul>{warnings}</ul></section>")
-    sections.append(
-        "<section><h2>The scores</h2><div class='charts'>"
-        + "".join(f"<figure>{chart}</figure>" for chart in charts)
-        + "</div></section>"
-    )
-    sections.append(
-        _gallery(
-            "The good frames that score highest" if change is None else "The recent frames that score highest",
-            "Is one of them really a defect? Then take it away and calibrate again: it pushes the threshold up, and "
-            "faint defects pass. Is it a glare, a shadow, a hand? Then better light or a tighter region of interest "
-            "helps more than any threshold.",
-            good,
-        )
-    )
-    if defect:
+        what = paragraphs(*change.lines()) + bullets(change.notes)
+        sections.append(section("What changes", what, warning=True))
+    if calibration.warnings:
+        sections.append(section("Before you rely on it", bullets(calibration.warnings), warning=True))
+    good = "The good frames that score highest" if change is None else "The recent frames that score highest"
+    whole = "Whole frames, drawn as the station draws its alerts: the hotter, the more they depart from good material."
+    frames = section("Highest frames", paragraphs(whole) + _gallery(report.good, "frame"), good)
+    if change is not None:  # they are what somebody has to look at before it is confirmed
+        sections.append(frames)
+    sections.append(section("What to do next", steps(_next_steps(report))))
+    sections.append(section("Scores", _charts(report)))
+    sections.append(section("False alarms", _options(report)))
+    if report.patches:
         sections.append(
-            _gallery(
-                "The defects that score lowest",
-                "Those marked good are missed at this threshold. If they matter, train longer, show more of the "
-                "product to the model, or move the camera closer, so that the defect covers more pixels.",
-                defect,
+            section(
+                "Highest patches",
+                paragraphs(
+                    "The patches of good frames that score highest, with their surroundings; at the right where "
+                    "they depart from good material. Is one of them really a defect? Then take its frame away and "
+                    "calibrate again: it pushes the threshold up, and faint defects pass. Glare, a shadow, a hand, "
+                    "the edge of the product? Then better light or a tighter region of interest helps more than "
+                    "any threshold."
+                )
+                + _gallery(report.patches, "patch"),
             )
         )
-    sections.append(f"<section><h2>What to do next</h2><ol>{_next_steps(out)}</ol></section>")
-    sections.append(f"<section><h2>Details</h2><table>{_details(calibration)}</table></section>")
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>Calibration of {name}</title><style>{_CSS}</style></head><body><main>{''.join(sections)}</main>"
-        "</body></html>\n"
+    if report.places is not None:
+        sections.append(section("By place", _places(report)))
+    if change is None:
+        sections.append(frames)
+    if report.defect:
+        sections.append(
+            section(
+                "Lowest defects",
+                paragraphs(
+                    "Those marked good are missed at this threshold. If they matter, train longer, show more of "
+                    "the product to the model, or move the camera closer, so that the defect covers more pixels."
+                )
+                + _gallery(report.defect, "frame"),
+                "The defects that score lowest",
+            )
+        )
+    sections.append(section("Details", facts(_details(calibration))))
+    return document(
+        title=f"Calibration of {calibration.bundle_name}",
+        kicker=f"Calibration of {calibration.bundle_name}, {calibration.created_at:%Y-%m-%d %H:%M} UTC",
+        headline=f"Threshold {calibration.threshold:,.5g}",
+        lead=first,
+        head=paragraphs(*rest) + cards(_cards(report)),
+        sections=sections,
     )
 
 
-def _cards(calibration: Calibration) -> list[tuple[str, str, str]]:
-    alarms, separation = calibration.false_alarms, calibration.separation
-    good = calibration.good
-    cards = [
+def _cards(report: Report) -> list[tuple[str, str, str]]:
+    calibration, outlook = report.calibration, report.outlook
+    separation, good = calibration.separation, calibration.good
+    number, interval = outlook.per_shift()
+    pace = f"at {outlook.pace.fps:.3g} frames a second" if outlook.pace else "at one frame a second"
+    found = [
         ("good frames", f"{calibration.n_good:,}", f"median score {good.median:.5g}, highest {good.highest:.5g}"),
-        ("false-alarm budget", odds(alarms.rate), f"threshold {alarms.low:.5g} … {alarms.high:.5g}"),
+        ("good frames above it in a shift", f"≈ {number}", f"95 % interval {interval}; {pace}"),
     ]
-    if separation is not None and calibration.defect is not None:
-        cards += [
-            ("defective frames", f"{calibration.n_defect:,}", f"median score {calibration.defect.median:.5g}"),
-            ("auROC", f"{separation.auroc:.4f}", f"balanced accuracy {separation.balanced_accuracy:.4f}"),
+    if separation is not None and outlook.found is not None:
+        low, high = wilson(outlook.found, calibration.n_defect)
+        share = percent(outlook.found / calibration.n_defect)
+        note = f"{outlook.found:,} of {calibration.n_defect:,}; 95 % interval {percent(low)} to {percent(high)}"
+        found += [
+            ("defects found", share, note),
+            ("auROC", f"{separation.auroc:.4f}", "1 is perfect, 0.5 is chance"),
         ]
-    return cards
+    else:
+        alarms = calibration.false_alarms
+        note = f"interval of the threshold {alarms.low:.5g} to {alarms.high:.5g}"
+        found.append(("false-alarm budget", odds(alarms.rate), note))
+    return found
 
 
-def _card(label: str, value: str, note: str) -> str:
+def _charts(report: Report) -> str:
+    drawn = "".join(figure(chart, words) for chart, words in report.charts)
+    return f"<div class='charts'>{drawn}</div>"
+
+
+def _options(report: Report) -> str:
+    """What other budgets would mean, and this one."""
+    calibration, outlook = report.calibration, report.outlook
+    pace, n = outlook.pace, calibration.n_good
+    alarms = calibration.false_alarms
+    head = ["budget", "threshold", "95 % interval"]
+    if pace:
+        head.append("good frames above it, a shift")
+    if outlook.found is not None:
+        head.append("defects found")
+
+    def row(name: str, low: float, at: float, high: float, rate: float, found: int | None) -> list[str]:
+        beyond = f"{1 / (rate * n):,.0f} × rarer than {n:,} frames can show" if rate * n < 1 else ""
+        cells = [Html(f"{escape(name)}<br><small>{escape(beyond)}</small>") if beyond else name]
+        cells += [f"{at:.5g}", f"{low:.5g} to {high:.5g}" if low < high else "–"]
+        if pace:
+            cells.append(amount(rate * pace.frames))
+        if found is not None:
+            cells.append(f"{found:,} of {calibration.n_defect:,} ({percent(found / calibration.n_defect)})")
+        return cells
+
+    chance = outlook.chance
+    if calibration.method == "false_alarm_rate":
+        name = f"this calibration: {odds(alarms.rate)} good frames"
+        rows = [row(name, alarms.low, alarms.threshold, alarms.high, alarms.rate, outlook.found)]
+    else:
+        at = calibration.threshold
+        rows = [row("this calibration: balanced accuracy", at, at, at, chance.p or 1.0, outlook.found)]
+        if not chance.p and pace:
+            rows[0][3] = "0"
+    for option in outlook.options:
+        found = option.threshold
+        rows.append(row(option.budget, found.low, found.threshold, found.high, found.rate, option.found))
+    note = (
+        "A budget counts good frames above the threshold; alerts join neighbouring frames and so are fewer. What is "
+        "much rarer than the frames can show hangs on the fitted tail alone: take it as a hint, and count the alerts "
+        "of the first days."
+    )
     return (
-        f"<div class='card'><span>{escape(label)}</span><strong>{escape(value)}</strong><em>{escape(note)}</em></div>"
+        paragraphs(*outlook.lines()) + table(head, rows, "What this budget means, and others would") + paragraphs(note)
     )
 
 
-def _gallery(title: str, text: str, exhibits: Sequence[Exhibit]) -> str:
-    figures = "".join(
-        f"<figure><img alt='{escape(exhibit.name or 'frame', quote=True)}' "
-        f"src='data:image/jpeg;base64,{base64.b64encode(exhibit.jpeg).decode()}'>"
-        f"<figcaption>{escape(exhibit.name)}</figcaption></figure>"
-        for exhibit in exhibits
-    )
-    return f"<section><h2>{escape(title)}</h2><p>{escape(text)}</p><div class='gallery'>{figures}</div></section>"
+def _places(report: Report) -> str:
+    if report.places is None:
+        return ""
+    scores, average = report.places
+    words = [finding.words() for finding in report.findings] or [
+        "No side of the frame and no place in it scores clearly higher than the others."
+    ]
+    told = "".join(f"<p class='finding{' bad' if report.findings else ''}'>{escape(text)}</p>" for text in words)
+    even = "Every field is a place where a patch is cut. Even colour means even light, focus and material."
+    mean = "What stays while the product moves: dark corners, dirt on the lens, edges."
+    return f"{told}<div class='charts'>{figure(scores, even)}{figure(average, mean)}</div>"
 
 
-def _next_steps(out: str) -> str:
-    steps = (
-        "Look at the frames above: they decide the threshold.",
-        f'Name the file in the station\'s settings: <code>calibration = "{escape(out)}"</code>.',
-        "Prove the set-up with <code>station check</code>, then start it with <code>station run</code>.",
+def _gallery(exhibits: Sequence[Exhibit], what: str) -> str:
+    figures = []
+    for number, exhibit in enumerate(exhibits, 1):
+        alt = (
+            f"{what} {number}, {exhibit.name or 'from the camera'}, score {exhibit.score:.5g} {exhibit.verdict}".strip()
+        )
+        caption = [f"<b>{escape(exhibit.verdict)}</b>"] if exhibit.verdict else []
+        caption.append(escape(exhibit.name))
+        shown = picture(exhibit.jpeg, alt, exhibit.size)
+        figures.append(f"<figure>{shown}<figcaption>{'<br>'.join(caption)}</figcaption></figure>")
+    return gallery(figures, "small" if what == "patch" else "")
+
+
+def _next_steps(report: Report) -> list[str]:
+    calibration, outlook = report.calibration, report.outlook
+    found = []
+    if report.patches:
+        found.append(
+            f"{link('Highest patches', 'Look at the patches that score highest')}: they decide the threshold. A defect "
+            "among them, and its frame must go before you calibrate again."
+        )
+    if report.findings:
+        found.append(
+            f"{link('By place', 'See where in the frame scores are high')}: one part scores higher than the rest, and "
+            "there the same threshold is stricter. Mend light, lens or region of interest first, then calibrate again."
+        )
+    if outlook.chance.high > WIDE * outlook.chance.p and calibration.method == "false_alarm_rate":
+        more = max(1000, 4 * calibration.n_good)
+        found.append(
+            f"Collect more good frames, some {more:,} of different products, times of day and shifts: the false alarms "
+            "of the first days may be several times what is expected here."
+        )
+    rate, n = calibration.false_alarms.rate, calibration.n_good
+    if calibration.method == "false_alarm_rate" and rate * n * BOLD < 1:
+        found.append(
+            f"Until then a budget nearer to what {n:,} frames can show is safer: <code>--false-alarms 1/{5 * n}</code>."
+            " What is missed for a threshold that is too high, nobody sees."
+        )
+    if calibration.separation is None:
+        found.append(
+            "Put a few known defects into a folder and add <code>--defect FOLDER</code>: then this page says how many "
+            "of them are found, too."
+        )
+    elif outlook.found is not None and outlook.found < calibration.n_defect:
+        passed = f"See which {calibration.n_defect - outlook.found:,} of {calibration.n_defect:,} defects pass"
+        found.append(
+            f"{link('Lowest defects', passed)}. If they must not, allow more false alarms "
+            f"({link('False alarms', 'what that costs')}), or train for longer."
+        )
+    found += [
+        f'Name the file in the station\'s settings: <code>calibration = "{escape(report.out)}"</code>.',
+        "Prove the set-up: <code>station check --config station.toml</code>.",
+        "Start it: <code>station run --config station.toml</code>.",
         "Put a known defect in front of the camera. No alert? The threshold is too high, or the defect too small.",
         "Calibrate again after any change of bundle, lens, light or region of interest.",
-    )
-    return "".join(f"<li>{step}</li>" for step in steps)
+    ]
+    return found
 
 
-def _details(calibration: Calibration) -> str:
+def _details(calibration: Calibration) -> list[tuple[str, str]]:
     camera, tail = calibration.camera, calibration.tail
     roi = camera.roi
     rows = [
@@ -241,39 +446,9 @@ def _details(calibration: Calibration) -> str:
         rows.append(
             ("quantiles, defective", ", ".join(f"{q}: {v:.5g}" for q, v in calibration.defect.quantiles.items()))
         )
-    return "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
+    return rows
 
 
-_CSS = """
-:root{color-scheme:light}
-*{box-sizing:border-box}
-body{margin:0;background:#f4f5f7;color:#1f2937;
-  font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
-main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
-header,section{background:#fff;border:1px solid #e5e7eb;border-radius:14px;padding:26px 30px;margin-bottom:20px}
-h1{font-size:52px;line-height:1.1;margin:0 0 12px;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
-h2{font-size:20px;margin:0 0 10px}
-p{margin:0 0 8px;max-width:75ch}
-.kicker{color:#6b7280;font-weight:600;margin-bottom:4px}
-.lead{font-size:19px;font-weight:600}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:12px;margin-top:20px}
-.card{background:#f8fafc;border:1px solid #e5e7eb;border-radius:10px;padding:12px 16px;display:flex;
-  flex-direction:column}
-.card span,.card em{color:#6b7280;font-size:13px;font-style:normal}
-.card strong{font-size:24px;font-variant-numeric:tabular-nums}
-.warn{background:#fffbeb;border-color:#fcd34d}
-ul,ol{margin:0;padding-left:22px;max-width:80ch}
-li{margin:4px 0}
-figure{margin:0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:18px}
-.charts svg{width:100%;height:auto;display:block}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(290px,1fr));gap:16px;margin-top:14px}
-.gallery img{width:100%;display:block;border-radius:8px}
-figcaption{font-size:13px;color:#6b7280;margin-top:4px;overflow-wrap:anywhere}
-table{border-collapse:collapse;width:100%;font-size:14px}
-th,td{text-align:left;vertical-align:top;padding:7px 12px 7px 0;border-top:1px solid #eef0f3;
-  overflow-wrap:anywhere}
-th{white-space:nowrap;color:#6b7280;font-weight:500;width:170px}
-code{background:#f3f4f6;border-radius:5px;padding:1px 6px;font-size:14px}
-@media(max-width:560px){.charts{grid-template-columns:1fr}h1{font-size:38px}header,section{padding:18px}}
-"""
+def percent(share: float) -> str:
+    """Whole per cent."""
+    return f"{100 * share:.0f} %"

@@ -1,6 +1,5 @@
 """``station calibrate``: the threshold, from what the camera or a folder shows."""
 
-import os
 import time
 from bisect import insort
 from collections import Counter
@@ -22,35 +21,44 @@ from engines.images import find_images
 from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tiling import Tiler
-from station import charts, logs
+from station import logs
+from station.budget import Budget, Pace, parse_budget
 from station.calibration import (
     Calibration,
     CalibrationError,
     CameraView,
+    GoodScores,
     Scores,
-    calibrate_good,
     calibrate_labelled,
     caveats,
-    roc,
     summarize,
     thinned,
 )
 from station.camera import CameraError, Capture, EndOfStream, redact_url
 from station.commands.building import show_building
+from station.commands.calibration_page import look_ahead, make_files, show_frames
 from station.commands.files import Inspected, inspect_files, make_progress
 from station.commands.recent import Recent, compare, confirmed, contact_sheet, find_recent, how_to_activate, keep_old
 from station.files import write_file
 from station.health.camera import CameraWatch, ProfileMaker
-from station.heatmap import draw, encode_jpeg
 from station.inspection import Inspector
-from station.report import Change, Exhibit, explain, render
-from station.settings import CameraSettings, HealthSettings, JudgeSettings, LogSettings, Roi, Settings, load_settings
+from station.report import Change, Exhibit, Outlook, explain
+from station.settings import (
+    AlertSettings,
+    CameraSettings,
+    HealthSettings,
+    JudgeSettings,
+    LogSettings,
+    Roi,
+    Settings,
+    load_settings,
+)
+from station.survey import Survey
 
 DEFAULT_FALSE_ALARMS = 1e-3
 """What a few hundred good frames can still say something about; see docs/decisions/0002."""
 DEFAULT_FRAMES = 1000
 EXHIBITS = 6
-EXHIBIT_SIDE = 560
 USEFUL_AUROC = 0.8
 PATIENCE = 30.0
 """Seconds without a frame after which the camera is given up, beyond its own read_timeout."""
@@ -88,12 +96,23 @@ def calibrate(
     ] = None,
     frames: Annotated[int, typer.Option(min=20, help="How many frames to take from the camera.")] = DEFAULT_FRAMES,
     false_alarms: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            metavar="RATE",
-            help="Allowed share of good frames that raise an alarm, such as 1e-4. Decides the threshold, with "
+            metavar="BUDGET",
+            help="False alarms that you can bear: a share of the good frames, such as 1e-4 or 1/10000, or so many in a "
+            "period, such as 1/shift, 2/day, 1/hour, 1/week (a shift is 8 hours). Decides the threshold, with "
             "--defect too.",
             show_default=f"{DEFAULT_FALSE_ALARMS:g}",
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-4,
+            max=10_000,
+            metavar="RATE",
+            help="Frames that the station judges a second, for budgets and figures per shift.",
+            show_default="camera.fps of --config, else as measured on its live camera",
         ),
     ] = None,
     out: Annotated[
@@ -128,6 +147,9 @@ def calibrate(
     balanced accuracy, unless --false-alarms is given too; both are reported.
 
     Take frames that the model was not trained on, for those score too low.
+
+    Beside the calibration goes a report, the same name with .html: look at
+    it. Is one of the highest-scoring patches really a defect?
     A few hundred, better thousands, of different products at different times
     of day. Neighbouring frames of a video repeat each other and count less.
 
@@ -144,15 +166,17 @@ def calibrate(
     console = Console(stderr=True)
     if out is not None and out.suffix != ".json":
         raise typer.BadParameter("must end in .json", param_hint="--out")
-    if false_alarms is not None and not 0 < false_alarms < 1:
-        raise typer.BadParameter("must lie between 0 and 1, such as 1e-3", param_hint="--false-alarms")
     if from_recent and (config is None or good is not None):
         raise typer.BadParameter("needs --config FILE and takes the place of --good", param_hint="--from-recent")
     if (include_anomalous or yes) and not from_recent:
         raise typer.BadParameter("goes with --from-recent", param_hint="--include-anomalous" if not yes else "--yes")
+    budget = _budget(false_alarms)
     plan = _plan(config, bundle, good, defect or [], frames, out)
     if from_recent:
         plan = _with_recent(plan, include_anomalous=include_anomalous)
+    pace = _pace(plan, fps)
+    if budget is not None and not (pace is None and plan.is_live):  # fail before the work, not after it
+        _rate(plan, budget, pace)
     with show_building(console) as on_progress:
         engine = open_engine(plan.bundle, plan.engine, on_progress)
     try:
@@ -162,19 +186,32 @@ def calibrate(
         with make_progress(console) as progress:
             good_set = _collect_good(plan, inspector, progress)
             defect_set = _collect_files(plan.defect_files, "defective frames", inspector, progress, _Set(-1))
-            calibration = _make(plan, good_set, defect_set, _rate(plan, false_alarms), false_alarms is not None)
-            change, exhibits = None, _exhibits(good_set, calibration.threshold)
+            pace = pace or _measured(good_set.times, plan.alerts)
+            good_scores = GoodScores(good_set.array)
+            calibration = _make(plan, good_scores, good_set, defect_set, _rate(plan, budget, pace), budget is not None)
+            change, exhibits = None, show_frames(good_set.kept, calibration.threshold)
             if plan.recent is not None:
                 change, exhibits = _recent_change(plan.recent, good_set, calibration, inspector, progress)
     finally:
         engine.close()
-    files = _render(plan.out, calibration, good_set, defect_set, exhibits, change)
+    outlook = look_ahead(calibration, good_scores, defect_set.array, pace)
+    files = make_files(
+        plan.out,
+        calibration,
+        outlook,
+        good_set.array,
+        defect_set.array,
+        good_set.survey,
+        exhibits,
+        show_frames(defect_set.kept, calibration.threshold),
+        change,
+    )
     if plan.recent is not None and change is not None:
         _confirm(console, plan.out, files, change, yes=yes)
     for path, data in files.items():
         write_file(path, data)
         console.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
-    _print_result(Console(), calibration)
+    _print_result(Console(), calibration, outlook)
     if plan.recent is not None:
         console.print(escape(how_to_activate(plan.recent.settings)), highlight=False, soft_wrap=True)
 
@@ -187,6 +224,7 @@ class _Plan:
     bundle: Bundle
     engine: EngineSettings
     judge: JudgeSettings
+    alerts: AlertSettings
     roi: Roi | None
     camera: CameraSettings | None
     frames: int
@@ -196,6 +234,11 @@ class _Plan:
     out: Path
     recent: Recent | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the frames come at a pace of their own, which can be measured."""
+        return self.camera is not None and self.camera.url.partition(":")[0] not in ("file", "folder", "demo")
+
 
 @dataclass(slots=True)
 class _Set:
@@ -204,6 +247,8 @@ class _Set:
     Attributes:
         sign: 1 keeps the highest-scoring frames, -1 the lowest.
         profile: measures the frames for the camera rules; None: they are not good ones.
+        survey: of their patches; used for the good ones.
+        times: when the camera's frames were captured, seconds of ``time.monotonic()``.
     """
 
     sign: int
@@ -213,6 +258,8 @@ class _Set:
     kept: list[Inspected] = field(default_factory=list)
     asked: int = 0
     profile: ProfileMaker | None = None
+    survey: Survey = field(default_factory=Survey)
+    times: list[float] = field(default_factory=list)
 
     def add(self, found: Inspected) -> None:
         self.scores.append(found.inspection.score)
@@ -220,6 +267,7 @@ class _Set:
         self.sizes[found.inspection.grid.frame_size] += 1
         if self.profile is not None:
             self.profile.add(found.image)
+            self.survey.add(found.name, found.image, found.inspection)
         insort(self.kept, found, key=lambda kept: -self.sign * kept.inspection.score)
         del self.kept[EXHIBITS:]
 
@@ -244,6 +292,7 @@ def _plan(
             bundle=read_bundle(settings.bundle),
             engine=settings.engine,
             judge=settings.judge,
+            alerts=settings.alerts,
             roi=settings.camera.roi,
             camera=None if good else settings.camera,
             frames=frames,
@@ -259,6 +308,7 @@ def _plan(
         bundle=read_bundle(bundle),
         engine=EngineSettings(),
         judge=JudgeSettings(),
+        alerts=AlertSettings(),
         roi=None,
         camera=None,
         frames=frames,
@@ -277,10 +327,35 @@ def _with_recent(plan: _Plan, *, include_anomalous: bool) -> _Plan:
     return replace(plan, camera=None, good_files=[frame.path for frame in recent.used], recent=recent)
 
 
-def _rate(plan: _Plan, given: float | None) -> float:
+def _budget(text: str | None) -> Budget | None:
+    try:
+        return parse_budget(text) if text is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--false-alarms") from error
+
+
+def _pace(plan: _Plan, fps: float | None) -> Pace | None:
+    """Frames a second as given, or of the settings; None: unknown, or to be measured."""
+    if fps is not None:
+        return Pace(fps, "--fps", plan.alerts)
+    if plan.settings is not None and plan.settings.camera.fps is not None:
+        return Pace(plan.settings.camera.fps, "camera.fps", plan.alerts)
+    return None
+
+
+def _measured(times: Sequence[float], alerts: AlertSettings) -> Pace | None:
+    """From when frames came; the median outlives a pause."""
+    apart = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return Pace(1 / apart, "as measured while calibrating", alerts) if apart > 0 else None
+
+
+def _rate(plan: _Plan, budget: Budget | None, pace: Pace | None) -> float:
     """The false-alarm budget: as given, else that of the calibration that recent frames are to replace."""
-    if given is not None:
-        return given
+    if budget is not None:
+        try:
+            return budget.rate(pace.fps if pace else None)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--false-alarms") from error
     if plan.recent is not None and plan.recent.before is not None:
         return plan.recent.before.false_alarms.rate
     return DEFAULT_FALSE_ALARMS
@@ -302,8 +377,10 @@ def _collect_good(plan: _Plan, inspector: Inspector, progress: Progress) -> _Set
     with Capture(plan.camera.model_copy(update={"loop": False})) as capture:
         try:
             watch = CameraWatch(None, plan.settings.health if plan.settings else HealthSettings())
-            for found in _from_camera(capture, plan.camera, watch, inspector, progress, task):
+            for found, captured in _from_camera(capture, plan.camera, watch, inspector, progress, task):
                 collected.add(found)
+                if plan.is_live:
+                    collected.times.append(captured)
                 progress.advance(task)
                 if len(collected.scores) == plan.frames:
                     break
@@ -319,7 +396,8 @@ def _from_camera(
     inspector: Inspector,
     progress: Progress,
     task: TaskID,
-) -> Iterator[Inspected]:
+) -> Iterator[tuple[Inspected, float]]:
+    """Frames and when they were captured."""
     last = time.monotonic()
     while True:
         try:
@@ -336,7 +414,7 @@ def _from_camera(
         last = time.monotonic()
         progress.update(task, description="good frames")
         try:
-            yield Inspected(frame.name, frame.image, inspector.inspect(frame.image))
+            yield Inspected(frame.name, frame.image, inspector.inspect(frame.image)), frame.monotonic
         except ValueError as error:
             raise CameraError(f"{redact_url(settings.url)}: {error}") from error
 
@@ -350,9 +428,11 @@ def _collect_files(files: Sequence[Path], what: str, inspector: Inspector, progr
     return collected
 
 
-def _make(plan: _Plan, good_set: _Set, defect_set: _Set, rate: float, prefer_rate: bool) -> Calibration:
-    good, defect = good_set.array, defect_set.array
-    tail, false_alarms = calibrate_good(good, rate)
+def _make(
+    plan: _Plan, scores: GoodScores, good_set: _Set, defect_set: _Set, rate: float, prefer_rate: bool
+) -> Calibration:
+    good, defect, tail = scores.scores, defect_set.array, scores.tail
+    false_alarms = scores.threshold(rate)
     separation = calibrate_labelled(good, defect) if defect.size else None
     by_separation = separation is not None and not prefer_rate
     warnings = caveats(good, tail, None if by_separation else false_alarms)
@@ -423,64 +503,8 @@ def _confirm(console: Console, out: Path, files: dict[Path, bytes], change: Chan
     proposed.unlink(missing_ok=True)
 
 
-def _render(
-    out: Path,
-    calibration: Calibration,
-    good_set: _Set,
-    defect_set: _Set,
-    good_exhibits: Sequence[Exhibit],
-    change: Change | None,
-) -> dict[Path, bytes]:
-    """The files of the result, the calibration last: without its report it must not be there."""
-    drawn = _draw_charts(calibration, good_set.array, defect_set.array)
-    report = render(
-        calibration,
-        drawn,
-        good=good_exhibits,
-        defect=_exhibits(defect_set, calibration.threshold),
-        out=os.fspath(out),
-        change=change,
-    )
-    return {
-        out.with_suffix(".svg"): charts.stacked(drawn).encode(),
-        out.with_suffix(".html"): report.encode(),
-        out: calibration.model_dump_json(by_alias=True, indent=2).encode() + b"\n",
-    }
-
-
-def _draw_charts(calibration: Calibration, good: Scores, defect: Scores) -> list[str]:
-    alarms = calibration.false_alarms
-    drawn = [
-        charts.histogram(good, defect if defect.size else None, calibration.threshold),
-        charts.tail_chart(
-            good,
-            calibration.tail.exceedance,
-            calibration.tail.level,
-            alarms.rate,
-            alarms.threshold,
-            (alarms.low, alarms.high),
-        ),
-    ]
-    if calibration.separation is not None:
-        _, found, false = roc(good, defect)
-        chosen = (float((good > calibration.threshold).mean()), float((defect > calibration.threshold).mean()))
-        drawn.append(charts.roc_chart(found, false, calibration.separation.auroc, chosen))
-    return drawn
-
-
-def _exhibits(collected: _Set, threshold: float) -> list[Exhibit]:
-    return [
-        Exhibit(
-            "/".join(Path(found.name).parts[-2:]),
-            found.inspection.score,
-            encode_jpeg(draw(found.image, found.inspection, threshold), EXHIBIT_SIDE, 80),
-        )
-        for found in collected.kept
-    ]
-
-
-def _print_result(console: Console, calibration: Calibration) -> None:
-    first, *rest = explain(calibration)
+def _print_result(console: Console, calibration: Calibration, outlook: Outlook) -> None:
+    first, *rest = explain(calibration, outlook)
     lines = [f"[bold]{escape(first)}[/]", *map(escape, rest)]
     lines += [f"[yellow]Note:[/] {escape(warning)}" for warning in calibration.warnings]
     for rule, why in (calibration.healthy.blind if calibration.healthy else {}).items():

@@ -17,7 +17,7 @@ from station import thresholds
 from station.calibration import Calibration, CalibrationError, load_calibration
 from station.commands.files import inspect_files
 from station.files import write_file
-from station.heatmap import draw, encode_jpeg
+from station.heatmap import draw
 from station.inspection import Inspector
 from station.recent import FOLDER, RecentFrame, read_ring
 from station.report import Change, Exhibit, Tally
@@ -163,8 +163,8 @@ def contact_sheet(
         words.append("alarm with the new threshold" if score > change.after else "good with the new threshold")
         if frame.anomalous:
             words.append("was anomalous" + ("" if frame in recent.used else ", left out"))
-        picture = encode_jpeg(draw(found.image, found.inspection, change.after), SHEET_SIDE, 80)
-        sheet.append(Exhibit("; ".join(words), score, picture))
+        picture = draw(found.image, found.inspection, change.after)
+        sheet.append(Exhibit.of("; ".join(words), score, picture, SHEET_SIDE))
     return sheet
 
 

@@ -75,7 +75,9 @@ def test_from_good_frames(bundle, good, tmp_path):
         "calibration.svg",
     ]
     page = out.with_suffix(".html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 6
+    assert page.count("<img alt='frame ") == 6
+    assert page.count("<img alt='patch ") == 24
+    assert "Score by place in the frame" in page
     assert "60 good frames are few for a budget of 1 in 100" in page
     assert "60 good frames are few" in result.stdout
     assert f"A frame that scores above {calibration.threshold:.5g} is called defective." in result.stdout
@@ -92,7 +94,7 @@ def test_from_good_and_defective_frames(bundle, good, defect, tmp_path):
     assert calibration.threshold == calibration.separation.threshold
     assert calibration.n_defect == 12
     assert calibration.good.highest < calibration.threshold < calibration.defect.quantiles["0"]
-    assert out.with_suffix(".html").read_text().count("data:image/jpeg;base64,") == 12
+    assert out.with_suffix(".html").read_text().count("<img alt='frame ") == 12
 
 
 def test_false_alarm_budget_decides_when_given_beside_defects(bundle, good, defect, tmp_path):
@@ -102,6 +104,59 @@ def test_false_alarm_budget_decides_when_given_beside_defects(bundle, good, defe
     assert calibration.method == "false_alarm_rate"
     assert calibration.threshold == calibration.false_alarms.threshold
     assert calibration.separation.auroc == 1
+
+
+def test_false_alarms_per_shift_with_the_frame_rate(bundle, good, tmp_path):
+    out = tmp_path / "calibration.json"
+    result = station(
+        "--bundle", bundle.path, "--good", good, "--false-alarms", "30/shift", "--fps", "0.5", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    assert load_calibration(out, bundle).false_alarms.rate == pytest.approx(30 / (0.5 * 8 * 3600))
+    assert "At 0.5 frames a second (--fps) about 30 good frames score above it in a shift of 8 hours" in result.stdout
+    assert "1/week" in out.with_suffix(".html").read_text()
+
+
+def test_false_alarms_per_shift_take_the_frame_rate_and_the_alerts_of_the_settings(bundle, good, tmp_path):
+    config = write_config(tmp_path, bundle, f"folder:{good}", "fps = 2000\n[alerts]\nopen_hits = 2\nopen_window = 2\n")
+    result = station("--config", config, "--frames", 40, "--false-alarms", "1000/hour")
+    assert result.exit_code == 0, result.output
+    calibration = load_calibration(tmp_path / "limits" / "calibration.json", bundle)
+    assert calibration.false_alarms.rate == pytest.approx(1000 / (2000 * 3600))
+    assert "(camera.fps) about 8,000 good frames score above it" in result.stdout
+    assert "at most 4,000 a shift" in result.stdout
+
+
+def test_false_alarms_per_shift_without_a_frame_rate_fail_before_any_work(bundle, good, tmp_path, monkeypatch):
+    monkeypatch.setattr(Inspector, "inspect", lambda *_: pytest.fail("nothing is to be inspected"))
+    result = station("--bundle", bundle.path, "--good", good, "--false-alarms", "1/shift")
+    assert result.exit_code == 2
+    assert "add --fps" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_defect_among_the_good_frames_leads_the_montage(bundle, tmp_path):
+    folder = write_frames(tmp_path / "good", 40)
+    write_frames(tmp_path / "odd", 1, defect=True)
+    (tmp_path / "odd" / "000.png").rename(folder / "hidden.png")
+    out = tmp_path / "calibration.json"
+    assert station("--bundle", bundle.path, "--good", folder, "--out", out).exit_code == 0
+    first = out.with_suffix(".html").read_text().split("<img alt='patch 1, ")[1]
+    assert first.startswith("good/hidden.png, at x 32, y 0")
+
+
+def test_light_from_one_side_is_told(bundle, tmp_path):
+    folder = tmp_path / "good"
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    shade = np.linspace(0, 20, SIZE[1])[None, :, None]
+    for i in range(40):
+        image = (GREY + shade + rng.normal(0, rng.uniform(3, 6), (*SIZE, 3))).clip(0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{i:03d}.png"), image)
+    out = tmp_path / "calibration.json"
+    assert station("--bundle", bundle.path, "--good", folder, "--out", out).exit_code == 0
+    page = out.with_suffix(".html").read_text()
+    assert "The right side of the frame scores higher than the left one" in page
+    assert "See where in the frame scores are high" in page
 
 
 def test_good_frames_below_the_defect_folder_are_left_out(bundle, good, tmp_path):
@@ -170,6 +225,8 @@ def test_few_frames_write_nothing(bundle, tmp_path):
         (("--bundle", "b", "--config", "c"), "either --config"),
         (("--bundle", "b"), "--bundle needs --good"),
         (("--bundle", "b", "--good", ".", "--false-alarms", "2"), "between 0 and 1"),
+        (("--bundle", "b", "--good", ".", "--false-alarms", "1/fortnight"), "1/shift"),
+        (("--bundle", "b", "--good", ".", "--fps", "0"), "--fps"),
         (("--bundle", "b", "--good", ".", "--out", "calibration.html"), "must end in .json"),
         (("--bundle", "b", "--good", ".", "--frames", "3"), "greater than or equal to 20"),
     ],

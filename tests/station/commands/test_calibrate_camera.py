@@ -35,6 +35,7 @@ def test_frames_with_a_camera_fault_are_not_taken_for_good_ones(tmp_path: Path) 
     assert healthy is not None
     assert healthy.n == 40
     assert healthy.bright.low > 100, "a black frame is among the good ones"
+    assert "frames a second (as measured while calibrating)" in result.output
 
 
 def test_the_rules_that_cannot_work_here_are_told(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_confirmed_recalibration_replaces_the_old_one_and_keeps_it(tmp_path, b
         "calibration.svg",
     ]
     page = old.with_suffix(".html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 40
+    assert page.count("<img alt='frame ") == 40
     words = " ".join(result.output.split())
     assert "Recent frames of 2024-05-01 08:00 to 2024-05-01 11:15 UTC." in words
     assert f"Threshold: {calibration.threshold:.5g}, 20 before." in words
@@ -90,7 +90,8 @@ def test_the_contact_sheet_has_the_highest_first_and_says_what_becomes_of_them(t
     fill(tmp_path / "state" / "recent", n=60, spots=(7,))
     station("--config", config, "--from-recent", answer="n\n")
     page = old.with_name("calibration.proposed.html").read_text()
-    captions = [part.split("</figcaption>")[0] for part in page.split("<figcaption>")[1:]]
+    sheet = page.split("<section id='highest-frames'>")[1].split("</section>")[0]
+    captions = [part.split("</figcaption>")[0] for part in sheet.split("<figcaption>")[1:]]
     assert len(captions) == 48
     scores = [float(caption.split("score ")[1].split(";")[0]) for caption in captions]
     assert scores == sorted(scores, reverse=True)
