@@ -28,7 +28,6 @@ MAX_ALERTS = 100_000  # whatever their age: some 4 KiB each beside the pictures
 SCORE_SECONDS = 86_400.0  # of the scores that are kept
 _BUSY_SECONDS = 5.0  # `--export` reads while the dashboard writes
 _PRUNE_AT_ONCE = 500  # alerts in one transaction
-_SHRINK_AT_ONCE = 20
 # What goes first when there is too much, and which of its pictures; none: the whole alert.
 _DISPENSABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("frame > 0 AND verdict = '' AND NOT open", ("frame",)),
@@ -318,7 +317,7 @@ class Archive:
             [[number]] = self._database.execute("SELECT COUNT(*) FROM alerts")
             count += self._drop(self._rows("1", limit=max(0, number - MAX_ALERTS)))
             for condition, kinds in _DISPENSABLE:
-                while self._size() > self._most_bytes and (rows := self._rows(condition, limit=_SHRINK_AT_ONCE)):
+                while rows := self._excess(condition, kinds):
                     count += self._strip(rows, kinds) if kinds else self._drop(rows)
         return count
 
@@ -334,10 +333,24 @@ class Archive:
             for path in self._files.iterdir():
                 if path not in known:
                     path.unlink(missing_ok=True)
+            for path in self._folder.glob("export-*.zip"):
+                path.unlink(missing_ok=True)
 
-    def _size(self) -> int:
+    def _excess(self, condition: str, kinds: tuple[str, ...]) -> list[int]:
+        """The oldest alerts that must lose pictures of these kinds (or go) for the rest to stay within the bound."""
         [[size]] = self._database.execute("SELECT COALESCE(SUM(image + frame + size), 0) FROM alerts")
-        return int(size)
+        found = self._database.execute(
+            f"SELECT row, {' + '.join(kinds or ('image', 'frame', 'size'))} FROM alerts "  # noqa: S608 - ours
+            f"WHERE {condition} ORDER BY received, row LIMIT ?",
+            (_PRUNE_AT_ONCE,),
+        )
+        rows = []
+        for row, freed in found:
+            if size <= self._most_bytes:
+                break
+            rows.append(row)
+            size -= freed
+        return rows
 
     def _rows(self, condition: str, *values: float, limit: int = -1) -> list[int]:
         """The oldest alerts for which it holds."""

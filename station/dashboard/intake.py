@@ -64,7 +64,7 @@ class Stations:
     def __contains__(self, station: str) -> bool:
         levels = station.split("/")
         return any(
-            all(wanted in ("+", level) for wanted, level in zip(pattern, levels, strict=True))
+            len(levels) == 3 and all(wanted in ("+", level) for wanted, level in zip(pattern, levels, strict=True))
             for pattern in self._levels
         )
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -27,8 +27,18 @@ from station.messages import Alert, CameraHealth, DriftHealth, Health, Info, Mes
 from tests.support.mosquitto import HOST
 from tests.support.station_process import REPOSITORY, _environment
 
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
+
 PREFIX = "station/v1"
 PASSWORD = "correct horse"
+
+
+def quick_hashes() -> "PasswordHasher":
+    """Argon2 that is not slow on purpose: the tests log in often."""
+    from argon2 import PasswordHasher
+
+    return PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
 
 
 class DashboardProcess:
@@ -55,10 +65,7 @@ class DashboardProcess:
             f'[dashboard]\nport = 0\nstate = "dashboard-state"\n{login}{section}\n'
         )
         if users:
-            from argon2 import PasswordHasher
-
-            quick = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)  # the tests log in often
-            (folder / "users").write_text("".join(f"{user}:{quick.hash(PASSWORD)}\n" for user in users))
+            (folder / "users").write_text("".join(f"{user}:{quick_hashes().hash(PASSWORD)}\n" for user in users))
 
     @property
     def url(self) -> str:
