@@ -164,7 +164,7 @@ export function chart(path, signal) {
           y: { range: () => [0, top()] },
         },
         axes: [
-          { ...axis, values: (_u, splits) => splits.map((value) => new Date(value * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" })) },
+          { ...axis, size: 32, values: (_u, splits) => splits.map((value) => new Date(value * 1000).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit" })) },
           { ...axis, size: 56, values: (_u, splits) => splits.map(number) },
         ],
         series: [

@@ -21,12 +21,12 @@ export function gauge() {
     update(told) {
       const share = told ? told.score / told.threshold : 0;
       say(part, told ? ratio(told.score, told.threshold) : "–");
-      say(exact, told ? `${number(told.score)} / ${number(told.threshold)}` : "no score yet");
+      say(exact, told ? `${number(told.score)} / ${number(told.threshold)}` : "no score now");
       fill.style.setProperty("transform", `scaleX(${Math.max(0, Math.min(1, (share || 0) / TOP)).toFixed(4)})`);
       mark(node, "data-over", told?.anomalous ? "1" : null);
       const value = Math.round(Math.max(0, Math.min(TOP, share || 0)) * 100);
       mark(bar, "aria-valuenow", value);
-      mark(bar, "aria-valuetext", told ? `${ratio(told.score, told.threshold)} of the threshold` : "no score yet");
+      mark(bar, "aria-valuetext", told ? `${ratio(told.score, told.threshold)} of the threshold` : "no score now");
     },
   };
 }

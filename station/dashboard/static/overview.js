@@ -6,7 +6,7 @@ import { icon, redraw } from "./icons.js";
 import { picture } from "./picture.js";
 import { on, openAlerts, store } from "./store.js";
 import { everySecond, gather, watching } from "./watching.js";
-import { ago, condition, count, line, position, span, times, troubled } from "./words.js";
+import { ago, condition, count, line, position, scoreNow, span, times, troubled } from "./words.js";
 
 function card(path) {
   const state = icon("waiting");
@@ -54,8 +54,10 @@ function card(path) {
         width: station.info?.frame_width ?? last?.frame_width,
         height: station.info?.frame_height ?? last?.frame_height,
       });
-      meter.update(station.score);
-      minute.update(station.spark, station.score?.threshold);
+      const current = scoreNow(station);
+      mark(node, "data-stale", current ? null : "1");
+      meter.update(current);
+      minute.update(current ? station.spark : [], current?.threshold);
       say(note, line(station));
       this.tick();
     },
@@ -187,6 +189,7 @@ export function overview(root, _parts, signal) {
         sight.observe(one.node);
         one.update();
       }
+      mark(wall, "data-many", stations.length > 8 ? "1" : null);
       place(wall, stations.map(({ path }) => cards.get(path).node));
       show(none, store.loaded && !stations.length);
     }

@@ -11,6 +11,7 @@ export function picture({ lazy = false, empty = "No picture yet" } = {}) {
   const overlay = s("svg", { class: "overlay", preserveAspectRatio: "none", "aria-hidden": "true" });
   const node = h("div", { class: "picture" }, none, image, overlay);
   let wanted = null;
+  let frame = [0, 0];
 
   function put(url, alt) {
     image.src = url;
@@ -18,6 +19,12 @@ export function picture({ lazy = false, empty = "No picture yet" } = {}) {
     show(image, true);
     show(none, false);
   }
+  image.addEventListener("load", () => {
+    // How much taller than the frame it is: the caption, which the box then cuts off.
+    const [width, height] = frame;
+    const cut = width && height ? (image.naturalHeight * width) / (image.naturalWidth * height) : 1;
+    node.style.setProperty("--cut", String(cut > 1 && cut < 1.6 ? cut : 1));
+  });
   image.addEventListener("error", () => {
     show(image, false);
     show(none, true);
@@ -30,7 +37,9 @@ export function picture({ lazy = false, empty = "No picture yet" } = {}) {
     overlay,
     update({ url, width, height, alt = "" }) {
       if (width && height) {
+        frame = [width, height];
         node.style.setProperty("--ratio", `${width} / ${height}`);
+        node.style.setProperty("--wide", String(width / height));
         mark(overlay, "viewBox", `0 0 ${width} ${height}`);
       }
       if (url === wanted) return;

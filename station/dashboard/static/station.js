@@ -11,7 +11,7 @@ import { picture } from "./picture.js";
 import { on, store } from "./store.js";
 import { command, setThreshold } from "./threshold.js";
 import { everySecond, gather, watching } from "./watching.js";
-import { ago, clock, condition, fullTime, reason, span } from "./words.js";
+import { ago, clock, condition, fullTime, reason, scoreNow, span } from "./words.js";
 
 const SHOWN = 8; // alerts
 
@@ -151,8 +151,9 @@ export function stationPageOf(root, { site, line, name }, signal) {
     const last = station.open_alerts.at(-1);
     const { frame_width: width, frame_height: height } = station.info?.frame_width ? station.info : last ?? {};
     shot.update({ url: station.picture?.url, width, height, alt: `Last picture of ${name}` });
-    meter.update(station.score);
-    minute.update(station.spark, station.score?.threshold);
+    const current = scoreNow(station);
+    meter.update(current);
+    minute.update(current ? station.spark : [], current?.threshold);
     if (station.score && station.score.captured_at !== seen.frame) {
       seen.frame = station.score.captured_at;
       scores.add(station.score);

@@ -65,6 +65,13 @@ export function condition(station) {
   }
 }
 
+/** The score that a station gives now; null while it gives none: the last one from before a fault says nothing. */
+export function scoreNow(station) {
+  const { lead } = condition(station);
+  const inspects = station.state === "online" || (station.state === "degraded" && lead?.code !== "paused" && !lead?.code.startsWith("camera-"));
+  return inspects ? station.score : null;
+}
+
 /** Whether somebody should look after it. */
 export const troubled = (station) => station.state !== "online" || station.reasons.length > 0;
 
@@ -74,7 +81,7 @@ export function line(station) {
   if (lead) return lead.title;
   if (station.state === "offline") return station.since ? `No contact since ${clock(station.since)}` : "No contact";
   if (station.state === "stopped") return station.since ? `Stopped at ${clock(station.since)}` : "Stopped on purpose";
-  const rate = station.fps === null ? "" : `${plain(station.fps)} frames/s`;
+  const rate = station.fps === null ? "" : `${plain(station.fps)} fps`;
   return [rate, `${count(station.alerts_24h, "alert")} in 24 h`].filter(Boolean).join(" · ");
 }
 
@@ -165,7 +172,7 @@ export function position(boxes, width, height) {
   const top = Math.min(...boxes.map((box) => box.y));
   const bottom = Math.max(...boxes.map((box) => box.y + box.h));
   if (right - left > 0.7 * width && bottom - top > 0.7 * height) return "everywhere";
-  const third = (low, high, size, words) => (high - low > 0.7 * size ? 1 : Math.min(2, Math.floor((1.5 * (low + high)) / size))) ;
+  const third = (low, high, size) => (high - low > 0.7 * size ? 1 : Math.max(0, Math.min(2, Math.floor((1.5 * (low + high)) / size))));
   const row = ["upper", "middle", "lower"][third(top, bottom, height)];
   const column = ["left", "centre", "right"][third(left, right, width)];
   if (row === "middle" && column === "centre") return "centre";
