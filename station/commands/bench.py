@@ -34,13 +34,20 @@ _DIFFERENT_FRAMES = 8  # shown in turn, so that no cache holds the next one
 
 def bench(
     bundle: Annotated[Path, typer.Option(metavar="DIR", help="The trained bundle.", show_default=False)],
-    engine: Annotated[str, typer.Option(metavar="NAME", help=f"Back end: {', '.join(ENGINES)}.")] = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(metavar="NAME", autocompletion=lambda: list(ENGINES), help=f"Back end: {', '.join(ENGINES)}."),
+    ] = "auto",
     precision: Annotated[
         str,
-        typer.Option(metavar="NAME", help=f"Lowest precision, for TensorRT only: {', '.join(PRECISIONS)}."),
+        typer.Option(
+            metavar="NAME",
+            autocompletion=lambda: list(PRECISIONS),
+            help=f"Lowest precision, for TensorRT only: {', '.join(PRECISIONS)}.",
+        ),
     ] = "fp16",
     threads: Annotated[
-        int, typer.Option(min=0, max=256, help="CPU threads of the engine; 0: one per core available.")
+        int, typer.Option(metavar="N", min=0, max=256, help="CPU threads of the engine; 0: one per core available.")
     ] = 0,
     size: Annotated[
         str | None,
@@ -50,8 +57,10 @@ def bench(
             show_default=f"the bundle's frame size, else {DEFAULT_SIZE[1]}x{DEFAULT_SIZE[0]}",
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(min=10, max=1_000_000, help="Frames to measure.")] = 200,
-    warm_up: Annotated[int, typer.Option(min=0, max=10_000, help="Frames before that are not counted.")] = 20,
+    frames: Annotated[int, typer.Option(metavar="N", min=10, max=1_000_000, help="Frames to measure.")] = 200,
+    warm_up: Annotated[
+        int, typer.Option(metavar="N", min=0, max=10_000, help="Frames before that are not counted.")
+    ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Measure how fast this machine inspects: frames per second, and milliseconds by stage.

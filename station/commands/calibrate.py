@@ -94,7 +94,9 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(min=20, help="How many frames to take from the camera.")] = DEFAULT_FRAMES,
+    frames: Annotated[
+        int, typer.Option(metavar="N", min=20, help="How many frames to take from the camera.")
+    ] = DEFAULT_FRAMES,
     false_alarms: Annotated[
         str | None,
         typer.Option(

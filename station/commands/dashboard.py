@@ -26,10 +26,12 @@ def dashboard(
         ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on, instead of dashboard.host.", show_default=False)
+        str | None,
+        typer.Option(metavar="HOST", help="Address to listen on, instead of dashboard.host.", show_default=False),
     ] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port, instead of dashboard.port; 0: any free one.", show_default=False)
+        int | None,
+        typer.Option(metavar="PORT", help="Port, instead of dashboard.port; 0: any free one.", show_default=False),
     ] = None,
     set_password: Annotated[
         str | None,

@@ -54,11 +54,13 @@ protocol = "3.1.1"  # all that the demo's broker speaks; leave it out for a brok
 
 
 def demo(
-    frames: Annotated[int, typer.Option(min=20, max=10_000, help="Frames that the line runs.")] = DEFAULT_FRAMES,
+    frames: Annotated[
+        int, typer.Option(metavar="N", min=20, max=10_000, help="Frames that the line runs.")
+    ] = DEFAULT_FRAMES,
     seed: Annotated[
-        int, typer.Option(min=0, max=999_999, help="Another seed: other defects, places and light.")
+        int, typer.Option(metavar="N", min=0, max=999_999, help="Another seed: other defects, places and light.")
     ] = DEFAULT_SEED,
-    fps: Annotated[float, typer.Option(min=1, max=60, help="Frames per second.")] = 15.0,
+    fps: Annotated[float, typer.Option(metavar="FPS", min=1, max=60, help="Frames per second.")] = 15.0,
     out: Annotated[
         Path,
         typer.Option(metavar="DIR", help="For pictures, settings and log; an earlier demo's there are replaced."),
@@ -93,6 +95,8 @@ def demo(
 
     Ends by itself within a minute. The exit code is 0 if it ran, whatever it
     found. The settings file stays in DIR, as a pattern for your own station.
+
+    Example: [cyan]station demo --seed 7[/]
     """
     if training_images is not None:
         write_training_images(training_images)

@@ -29,7 +29,8 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 app = typer.Typer(
     help="Show what can run a bundle on this machine, prove that it does so rightly, and build and keep the TensorRT "
-    "plans of this device.",
+    "plans of this device.\n\n"
+    "Example: [cyan]station engine verify --bundle bundle[/]",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -60,6 +61,7 @@ def build(
         str | None,
         typer.Option(
             metavar="NAME",
+            autocompletion=lambda: list(PRECISIONS),
             help=f"Lowest precision: {', '.join(PRECISIONS)}.",
             show_default="engine.precision of --config, else fp16",
         ),
@@ -154,6 +156,8 @@ def list_(
     """Show the back ends that can run a bundle here, the TensorRT plans of this device, and what a bundle is.
 
     'auto' takes the first back end. Nothing is run; `station engine verify` runs the self-test.
+
+    Example: [cyan]station engine list --bundle bundle[/]
     """
     read = read_bundle(bundle) if bundle else None
     console = Console(highlight=False, soft_wrap=True)
@@ -189,6 +193,8 @@ def verify(
     the bundle; every plan, which must be as this device's builder left it; the
     self-test on every back end, which scores 16 stored patches and compares the
     outputs with those that the trainer computed in float64.
+
+    Example: [cyan]station engine verify --bundle bundle[/]
     """
     read = read_bundle(bundle)
     console = Console(highlight=False, soft_wrap=True)
@@ -235,6 +241,8 @@ def prune(
     """Remove TensorRT plans that cannot be used any more: altered, or made for another GPU or TensorRT.
 
     One line each. What is missed later is built again.
+
+    Example: [cyan]station engine prune --bundle bundle[/]
     """
     read = read_bundle(bundle) if bundle else None
     console = Console(highlight=False, soft_wrap=True)

@@ -14,7 +14,7 @@ from station.settings import load_settings
 
 
 def run(
-    config: Annotated[Path, typer.Option(help="Settings file, TOML.", show_default=False)],
+    config: Annotated[Path, typer.Option(metavar="FILE", help="Settings file, TOML.", show_default=False)],
 ) -> None:
     """Inspect the camera's frames and publish scores and alerts, until told to stop.
 

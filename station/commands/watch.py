@@ -52,7 +52,9 @@ def watch(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Broker, instead of mqtt.host.", show_default=False)] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Broker, instead of mqtt.host.", show_default=False)
+    ] = None,
     port: Annotated[
         int | None, typer.Option(metavar="PORT", help="Port, instead of mqtt.port.", show_default=False)
     ] = None,

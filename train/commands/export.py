@@ -23,19 +23,26 @@ console = Console(stderr=True)
 
 
 def export(
-    run: Annotated[Path, typer.Option("--run", help="Folder of `station-train fit`.", show_default=False)],
+    run: Annotated[
+        Path, typer.Option("--run", metavar="DIR", help="Folder of `station-train fit`.", show_default=False)
+    ],
     out: Annotated[
         Path,
-        typer.Option("--out", help="The bundle to write, a folder; replaces a bundle there.", show_default=False),
+        typer.Option(
+            "--out", metavar="DIR", help="The bundle to write, a folder; replaces a bundle there.", show_default=False
+        ),
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", help="The bundle's name; that of --out, if not given.", show_default=False),
+        typer.Option(
+            "--name", metavar="NAME", help="The bundle's name; that of --out, if not given.", show_default=False
+        ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
             "--data",
+            metavar="DIR",
             help="Labelled images (see `station-train evaluate`) to report on in the model card.",
             show_default=False,
         ),
@@ -45,6 +52,7 @@ def export(
         typer.Option(
             "--precision",
             metavar="NAME",
+            autocompletion=lambda: list(PRECISIONS),
             help=f"Lowest precision that TensorRT shall find a graph for: {', '.join(PRECISIONS)}. fp16 adds half the "
             "size of fp32, int8 as much as fp32 once more. ONNX Runtime needs fp32 only.",
         ),

@@ -34,6 +34,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         Path,
         typer.Option(
             "--data",
+            metavar="DIR",
             help="Folder of defect-free images, or a data set in MVTec AD layout (train/good/ is used).",
             rich_help_panel=DATA,
             show_default=False,
@@ -42,7 +43,11 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="Folder of the run; resumes the run that is there.", rich_help_panel=RUN, show_default=False
+            "--out",
+            metavar="DIR",
+            help="Folder of the run; resumes the run that is there.",
+            rich_help_panel=RUN,
+            show_default=False,
         ),
     ],
     preset_name: Annotated[
@@ -50,6 +55,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         typer.Option(
             "--preset",
             metavar="|".join(PRESETS),
+            autocompletion=lambda: list(PRESETS),
             rich_help_panel=MODEL,
             help="'default': warm start by the consistency loss, then the adversarial game; 'reference': the authors' "
             "code; 'paper': the paper's text. Other options override it.",
@@ -60,6 +66,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         typer.Option(
             "--category",
             metavar="texture|object",
+            autocompletion=lambda: ["texture", "object"],
             rich_help_panel=MODEL,
             help="'texture': 64x64 patches of the image; 'object': the whole image at 128x128.",
         ),
@@ -69,17 +76,27 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         typer.Option("--frame-size", metavar="HxW", help="Resize every image, e.g. 512x512.", rich_help_panel=DATA),
     ] = None,
     scale: Annotated[
-        float | None, typer.Option("--scale", help="Or scale every image by this factor.", rich_help_panel=DATA)
+        float | None,
+        typer.Option("--scale", metavar="FACTOR", help="Or scale every image by this factor.", rich_help_panel=DATA),
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(
-            "--stride", help="Step between patches on the station; less than 64 overlaps them.", rich_help_panel=DATA
+            "--stride",
+            metavar="PIXELS",
+            help="Step between patches on the station; less than 64 overlaps them.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     colour: Annotated[
         str | None,
-        typer.Option("--colour", metavar="auto|rgb|gray", help="'auto': gray if all images are.", rich_help_panel=DATA),
+        typer.Option(
+            "--colour",
+            metavar="auto|rgb|gray",
+            autocompletion=lambda: ["auto", "rgb", "gray"],
+            help="'auto': gray if all images are.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     rotate: Annotated[
         str | None,
@@ -98,22 +115,37 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
     ] = False,
     width: Annotated[
         int | None,
-        typer.Option("--width", help="Filters of the first block: 3 tiny, 8 default, 64 large.", rich_help_panel=MODEL),
+        typer.Option(
+            "--width",
+            metavar="N",
+            help="Filters of the first block: 3 tiny, 8 default, 64 large.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     latent_size: Annotated[
-        int | None, typer.Option("--latent-size", help="Entries of z.", rich_help_panel=MODEL)
+        int | None,
+        typer.Option("--latent-size", metavar="N", help="Entries of z, the code of a patch.", rich_help_panel=MODEL),
     ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(
-            "--alpha", help="Weight of the consistency loss: 0 is EGBAD, 1 a double autoencoder.", rich_help_panel=MODEL
+            "--alpha",
+            metavar="SHARE",
+            help="Weight of the consistency loss: 0 is EGBAD, 1 a double autoencoder.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
     lambda_: Annotated[
-        float | None, typer.Option("--lambda", help="Weight of the feature error in the score.", rich_help_panel=MODEL)
+        float | None,
+        typer.Option(
+            "--lambda", metavar="SHARE", help="Weight of the feature error in the score.", rich_help_panel=MODEL
+        ),
     ] = None,
     feature_layer: Annotated[
-        str | None, typer.Option("--feature-layer", help="Layer of D for the feature error.", rich_help_panel=MODEL)
+        str | None,
+        typer.Option(
+            "--feature-layer", metavar="NAME", help="Layer of D for the feature error.", rich_help_panel=MODEL
+        ),
     ] = None,
     locator: Annotated[
         bool | None,
@@ -126,39 +158,58 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
     ] = None,
     warm_start: Annotated[
         float | None,
-        typer.Option("--warm-start", help="Share of the budget for the warm start, 0 to 1.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--warm-start",
+            metavar="SHARE",
+            help="Share of the budget for the warm start, 0 to 1.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option("--lr", help="Learning rate of the adversarial phase.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option("--lr", metavar="RATE", help="Learning rate of the adversarial phase.", rich_help_panel=TRAINING),
     ] = None,
     gp_weight: Annotated[
-        float | None, typer.Option("--gp-weight", help="Weight of the gradient penalty.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option("--gp-weight", metavar="WEIGHT", help="Weight of the gradient penalty.", rich_help_panel=TRAINING),
     ] = None,
     d_iter: Annotated[
         int | None,
         typer.Option(
-            "--d-iter", help="Critic steps per step of E and G; 0: all in every step.", rich_help_panel=TRAINING
+            "--d-iter",
+            metavar="N",
+            help="Critic steps per step of E and G; 0: all in every step.",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", help="Patches in a step.", rich_help_panel=TRAINING),
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Stop after this many steps …", rich_help_panel=RUN)
+        int | None, typer.Option("--steps", metavar="N", help="Stop after this many steps …", rich_help_panel=RUN)
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
-            "--minutes", help=f"… or minutes of training. Default: {DEFAULT_MINUTES:g} minutes.", rich_help_panel=RUN
+            "--minutes",
+            metavar="MINUTES",
+            help=f"… or minutes of training. Default: {DEFAULT_MINUTES:g} minutes.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Same seed, same CPU: same weights (with --steps).", rich_help_panel=RUN),
+        typer.Option(
+            "--seed", metavar="N", help="Same seed, same CPU: same weights (with --steps).", rich_help_panel=RUN
+        ),
     ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(
             "--protocol",
             metavar="honest|paper",
+            autocompletion=lambda: ["honest", "paper"],
             rich_help_panel=RUN,
             help="'paper' keeps the weights with the best auROC on the TEST images, as the published figures did; the "
             "bundle's model card then says so.",
@@ -174,16 +225,19 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         ),
     ] = "auto",
     devices: Annotated[
-        int, typer.Option("--devices", min=1, help="GPUs (or CPU processes) to train on.", rich_help_panel=RUN)
+        int,
+        typer.Option("--devices", metavar="N", min=1, help="GPUs (or CPU processes) to train on.", rich_help_panel=RUN),
     ] = 1,
     threads: Annotated[
-        int, typer.Option("--threads", min=0, help="CPU threads; 0: one per core.", rich_help_panel=RUN)
+        int, typer.Option("--threads", metavar="N", min=0, help="CPU threads; 0: one per core.", rich_help_panel=RUN)
     ] = 0,
 ) -> None:
     """Train a model on defect-free images; resumes the run in --out if there is one.
 
     No image of a defect is needed. Ctrl-C saves and says how to go on. The run's folder holds the checkpoint, pictures
     of reconstructions (samples/) and curves for TensorBoard (tensorboard/).
+
+    Example: `station-train fit --data images/good --out runs/leather --minutes 15`
     """
     given = {
         "preset": preset_name,
