@@ -8,6 +8,27 @@ from engines.engine import Float32Array, UInt8Array
 MAX_OPACITY = 0.8
 
 
+def relative(heat: Float32Array, score: float, threshold: float | None) -> Float32Array:
+    """A map as a share of what is shown in full colour.
+
+    That is its hottest point, or, where the frame scores below the threshold, one larger in the same proportion: a good
+    frame stays pale instead of showing its noise in full colour.
+
+    Args:
+        heat: float32 (h, w), the higher the less normal; may be negative.
+        score: of the frame.
+        threshold: that it is judged by; None where there is none.
+
+    Returns:
+        float32 (h, w), 0..1.
+    """
+    heat = heat.clip(0)
+    top = float(heat.max())
+    if threshold is not None and 0 < score < threshold:
+        top *= threshold / score
+    return heat / np.float32(top) if top > 0 else np.zeros_like(heat)
+
+
 def blend(picture: UInt8Array, heat: Float32Array) -> UInt8Array:
     """Lay a colour map over a picture, the more opaque the hotter.
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from engines.engine import Float32Array, UInt8Array
 from engines.geometry import Box
-from engines.pictures import blend, encode_jpeg
+from engines.pictures import blend, encode_jpeg, relative
 from station.frames import Inspection
 
 __all__ = ["draw", "encode_jpeg", "encode_png"]
@@ -22,9 +22,7 @@ _RED, _GREEN = (72, 72, 230), (110, 180, 70)
 def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, boxes: Sequence[Box] = ()) -> UInt8Array:
     """Draw an inspection over its frame.
 
-    The hottest colour stands for what departs most in this frame, or, where the frame scores below the
-    threshold, for one larger in the same proportion: a good frame stays pale instead of showing its noise in
-    full colour.
+    Heat is shown as ``engines.pictures.relative`` scales it.
 
     Args:
         image: uint8 (H, W, 3), BGR; not changed.
@@ -65,12 +63,7 @@ def _heat(inspection: Inspection, threshold: float | None) -> Float32Array:
     grid = inspection.grid
     # Single pixels mean little; a blur of some pixels shows the shape of what differs.
     heat = np.asarray(cv2.GaussianBlur(inspection.heat.clip(0), (0, 0), grid.patch / 32), np.float32)
-    top = float(heat.max())
-    if threshold is not None and 0 < inspection.score < threshold:
-        top *= threshold / inspection.score
-    if top <= 0:
-        return np.zeros(grid.frame_size, np.float32)
-    return grid.to_frame(heat / np.float32(top))
+    return grid.to_frame(relative(heat, inspection.score, threshold))
 
 
 def _rectangle(picture: UInt8Array, box: Box, scale: float, line: int, colour: tuple[int, int, int]) -> None:

@@ -17,7 +17,7 @@ from engines.engine import Engine, Float32Array, UInt8Array
 from engines.images import read_image
 from engines.judging import Judging
 from engines.tiling import PatchGrid, Tiler
-from train.data import DataError
+from train.errors import DataError
 from train.labelled import LabelledImage
 from train.metrics import PixelCurve, image_metrics
 
@@ -109,6 +109,8 @@ class Evaluation:
         without_mask: defective images that have no mask.
         empty_mask: defective images whose mask marks nothing; where their defect is, nobody knows, so they do not
             count in pixel metrics.
+        threshold: of the highest balanced accuracy over all types; from this score on an image is called defective.
+        pro_curve: (false positive rate, PRO) points over all types; None where there is no mask.
     """
 
     scored: list[tuple[LabelledImage, float]]
@@ -117,6 +119,12 @@ class Evaluation:
     n_good: int
     without_mask: list[Path]
     empty_mask: list[Path]
+    threshold: float
+    pro_curve: list[tuple[float, float]] | None
+
+    def scores_of(self, defect: str | None) -> list[float]:
+        """Scores of the images with this defect, or of the good ones."""
+        return [score for image, score in self.scored if image.defect == defect]
 
     def as_json(self) -> dict[str, Any]:
         """What ``station-train evaluate --json`` prints."""
@@ -165,9 +173,10 @@ def evaluate(
     everything = good_pixels
     for curve in curves.values():
         everything = everything.merged(curve)
+    anomalous = np.concatenate(list(scores.values()))
     return Evaluation(
         scored=scored,
-        overall=_metrics(good, np.concatenate(list(scores.values())), everything),
+        overall=_metrics(good, anomalous, everything),
         per_defect={
             defect: _metrics(good, np.array(scores[defect]), good_pixels.merged(curves[defect]))
             for defect in sorted(filter(None, scores))
@@ -175,6 +184,8 @@ def evaluate(
         n_good=len(good),
         without_mask=without_mask,
         empty_mask=empty_mask,
+        threshold=image_metrics(good, anomalous).threshold,
+        pro_curve=everything.pro_curve(),
     )
 
 

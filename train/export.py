@@ -28,16 +28,16 @@ from engines.ort import OnnxRuntimeEngine
 from engines.tensorrt.cache import Verdict
 from engines.tensorrt.gate import judge_plan
 from engines.tiling import Tiler
-from train import model_card
+from train import evaluation_page, model_card
 from train.checkpoint import Trained, load_trained
-from train.data import DataError
+from train.errors import DataError
 from train.evaluate import Evaluation, FrameScorer, evaluate
 from train.graph import export_graph, open_reconstructor
 from train.labelled import LabelledImage
 from train.networks import Locator
 from train.quantization import quantize_graph
 from train.scorer import MapScales, Scorer
-from train.sheet import Case, draw_sheet, pick_cases
+from train.sheet import Case, draw_sheet, pick_cases, show
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +100,10 @@ def export_run(
             if labelled:
                 on_stage("evaluating")
                 evaluation = evaluate(labelled, frames)
-                pictures[model_card.CASES_FILE] = draw_sheet(pick_cases(evaluation), frames, open_reconstructor(graph))
+                shown = show(pick_cases(evaluation), frames, open_reconstructor(graph))
+                pictures[model_card.CASES_FILE] = draw_sheet(shown)
+                page = evaluation_page.render(description, evaluation, shown)
+                pictures[model_card.EVALUATION_FILE] = page.encode()
         finally:
             engine.close()
         verdicts: dict[Precision, Verdict] = {}
@@ -254,7 +257,7 @@ def _pictures(trained: Trained, images: list[Path], frames: FrameScorer, graph: 
         pictures[model_card.CURVES_FILE] = model_card.draw_curves(trained.history)
     if images:
         cases = [Case("training image", LabelledImage(path, None, None)) for path in _spread(images, EXAMPLE_IMAGES)]
-        pictures[model_card.EXAMPLES_FILE] = draw_sheet(cases, frames, open_reconstructor(graph))
+        pictures[model_card.EXAMPLES_FILE] = draw_sheet(show(cases, frames, open_reconstructor(graph)))
     return pictures
 
 

@@ -28,10 +28,12 @@ class ImageMetrics:
     Attributes:
         auroc: area under the ROC curve.
         balanced_accuracy: the largest (TPR + TNR) / 2 over all thresholds (paper, section V.C).
+        threshold: where it is largest; from this score on an image is called anomalous.
     """
 
     auroc: float
     balanced_accuracy: float
+    threshold: float
 
 
 def image_metrics(good: ArrayLike, anomalous: ArrayLike) -> ImageMetrics:
@@ -45,8 +47,12 @@ def image_metrics(good: ArrayLike, anomalous: ArrayLike) -> ImageMetrics:
         raise ValueError(f"{negatives.size} good and {positives.size} anomalous scores; both must be there")
     scores = np.concatenate([negatives, positives])
     labels = np.repeat([0, 1], [negatives.size, positives.size])
-    fpr, tpr, _ = roc_curve(labels, scores)
-    return ImageMetrics(auroc=float(auc(fpr, tpr)), balanced_accuracy=float(((tpr + 1 - fpr) / 2).max()))
+    fpr, tpr, thresholds = roc_curve(labels, scores)
+    balanced = (tpr + 1 - fpr) / 2
+    best = int(balanced.argmax())
+    # At chance the best "threshold" may be beyond all scores, which scikit-learn writes as infinity.
+    threshold = min(float(thresholds[best]), float(np.nextafter(scores.max(), np.inf)))
+    return ImageMetrics(float(auc(fpr, tpr)), float(balanced[best]), threshold)
 
 
 class PixelCurve:
@@ -124,6 +130,18 @@ class PixelCurve:
         last = int(np.searchsorted(fpr, limit))  # first point at or beyond the limit: the line to it is cut there
         cut = pro[last - 1] + (pro[last] - pro[last - 1]) * (limit - fpr[last - 1]) / (fpr[last] - fpr[last - 1])
         return float(auc(np.append(fpr[:last], limit), np.append(pro[:last], cut)) / limit)
+
+    def pro_curve(self, n: int = 200) -> list[tuple[float, float]] | None:
+        """About ``n`` points of the PRO curve, (false positive rate, PRO), from (0, 0) to (1, 1); None without regions.
+
+        They are evenly spread along the curve, so that a steep rise is as smooth as a flat end.
+        """
+        curve = self._curve(self.region_share)
+        if curve is None:
+            return None
+        fpr, pro = curve
+        kept = np.unique(np.searchsorted(fpr + pro, np.linspace(0, 2, n)).clip(max=len(fpr) - 1))
+        return [(min(float(fpr[i]), 1.0), min(float(pro[i]), 1.0)) for i in kept]  # sums may end a rounding beyond 1
 
     def _curve(self, positives: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         """False and true positive rates, from the highest threshold (0, 0) to the lowest (1, 1)."""

@@ -16,6 +16,7 @@ from train.sheet import png
 CURVES_FILE = "losses.png"
 EXAMPLES_FILE = "reconstructions.png"
 CASES_FILE = "cases.png"
+EVALUATION_FILE = "evaluation.html"
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 _LOSSES = {
@@ -169,7 +170,8 @@ def _evaluation(evaluation: Evaluation | None) -> str:
         "this bundle's own graph. The threshold of the balanced accuracy is chosen on these very images, as the paper "
         "does.\n\n"
         "| defect | images | image auROC | balanced accuracy | pixel auROC | AU-PRO (to FPR 0.3) |\n"
-        f"| --- | --- | --- | --- | --- | --- |\n{rows}\n\n![Worst and best cases]({CASES_FILE})"
+        f"| --- | --- | --- | --- | --- | --- |\n{rows}\n\n![Worst and best cases]({CASES_FILE})\n\n"
+        f"[Curves, scores by type of defect and larger examples]({EVALUATION_FILE})"
     )
 
 

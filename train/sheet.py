@@ -1,6 +1,7 @@
 """Pictures of what a model sees: input, reconstruction, residual and mask, one row a frame."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -28,6 +29,11 @@ class Case:
     why: str
     image: LabelledImage
 
+    @property
+    def name(self) -> str:
+        """Type of the defect and file name."""
+        return f"{self.image.defect or GOOD}/{self.image.path.name}"
+
 
 def pick_cases(evaluation: Evaluation, n: int = CASES_OF_A_KIND) -> list[Case]:
     """The worst and best: good images that score highest, defects that score lowest, then the clearest of both."""
@@ -42,24 +48,20 @@ def pick_cases(evaluation: Evaluation, n: int = CASES_OF_A_KIND) -> list[Case]:
     ]
 
 
-def draw_sheet(cases: list[Case], scorer: FrameScorer, reconstructor: Reconstructor | None) -> bytes:
-    """Draw ``cases`` as a PNG: input, reconstruction G(E(x)), residual |x - G(E(x))|, and the mask's outline.
-
-    Frames are scored anew, so that no evaluation has to keep them.
+def draw_sheet(rows: Sequence["Shown"]) -> bytes:
+    """Draw cases as a PNG: input, reconstruction G(E(x)), residual |x - G(E(x))|, and the mask's outline.
 
     Args:
-        cases: what to show, at least one. Without a defective image among them there is no column for masks.
-        scorer: of the bundle.
-        reconstructor: of the bundle; without one there is no column for reconstructions.
+        rows: what to show, at least one. Without a defective image among them there is no column for masks, without
+            reconstructions none for these.
     """
-    rows = [_Row.of(case, scorer, reconstructor) for case in cases]
     hottest = max(float(row.residual.max()) for row in rows) or 1.0  # one scale for all rows
-    any_defect = any(case.image.defect for case in cases)
-    n_columns = 2 + (reconstructor is not None) + any_defect
-    figure = Figure(figsize=(n_columns * _CELL_INCHES, len(cases) * _CELL_INCHES * 1.15), layout="constrained")
-    for axes, case, row in zip(figure.subplots(len(cases), n_columns, squeeze=False), cases, rows, strict=True):
+    any_defect = any(row.case.image.defect for row in rows)
+    n_columns = 2 + (rows[0].reconstruction is not None) + any_defect
+    figure = Figure(figsize=(n_columns * _CELL_INCHES, len(rows) * _CELL_INCHES * 1.15), layout="constrained")
+    for axes, row in zip(figure.subplots(len(rows), n_columns, squeeze=False), rows, strict=True):
         cells = iter(axes)
-        _show(next(cells), row.photo, f"{case.why}\n{case.image.defect or GOOD}/{case.image.path.name}")
+        _show(next(cells), row.photo, f"{row.case.why}\n{row.case.name}")
         if row.reconstruction is not None:
             _show(next(cells), row.reconstruction, "reconstruction")
         _show(next(cells), row.residual, f"residual, score {row.score:,.1f}", hottest)
@@ -76,29 +78,56 @@ def _show(axes: Axes, picture: UInt8Array | Float32Array, title: str, hottest: f
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """Pictures of one case, small enough to keep: no side longer than ``_MAX_SIDE``."""
+class Shown:
+    """Pictures of one case, small enough to keep: no side longer than ``_MAX_SIDE``.
 
+    Attributes:
+        case: which.
+        photo: uint8 (h, w, 3), RGB.
+        reconstruction: G(E(x)), like ``photo``; None without the networks for it.
+        residual: float32 (h, w), |x - G(E(x))|.
+        heat: float32 (h, w), what the frame is judged by; the residual, or the smoothed anomaly map.
+        outlined: ``photo`` with the outline of the mask, if there is one.
+        truth: what is known of the defect: "good", "mask", "no mask".
+        score: of the frame.
+    """
+
+    case: Case
     photo: UInt8Array
     reconstruction: UInt8Array | None
     residual: Float32Array
+    heat: Float32Array
     outlined: UInt8Array
     truth: str
     score: float
 
     @classmethod
-    def of(cls, case: Case, scorer: FrameScorer, reconstructor: Reconstructor | None) -> "_Row":
+    def of(cls, case: Case, scorer: FrameScorer, reconstructor: Reconstructor | None) -> "Shown":
+        """Score the frame anew, so that no evaluation has to keep them all.
+
+        Args:
+            case: to show.
+            scorer: of the bundle.
+            reconstructor: of the bundle, if it can be had.
+        """
         frame = scorer.score(case.image.path)
         photo: UInt8Array = np.ascontiguousarray(frame.image[..., ::-1])
         mask = case.image.read_mask(frame.grid.frame_size)
         return cls(
+            case=case,
             photo=_shrunk(photo),
             reconstruction=None if reconstructor is None else _shrunk(_reconstruct(frame, reconstructor)),
             residual=_shrunk(frame.residual),
+            heat=_shrunk(frame.heat),
             outlined=_shrunk(photo if mask is None else _outlined(photo, mask)),
             truth="good" if case.image.defect is None else "no mask" if mask is None else "mask",
             score=frame.score,
         )
+
+
+def show(cases: Sequence[Case], scorer: FrameScorer, reconstructor: Reconstructor | None) -> list[Shown]:
+    """Pictures of the cases; see ``Shown.of``."""
+    return [Shown.of(case, scorer, reconstructor) for case in cases]
 
 
 def png(figure: Figure) -> bytes:

@@ -13,7 +13,7 @@ from engines.engine import EngineSettings
 from engines.opening import open_engine
 from tests.support.bundles import GREY, LAMBDA, make_bundle, toy_scores
 from train.cli import app
-from train.data import DataError
+from train.errors import DataError
 from train.evaluate import Evaluation, FrameScorer, evaluate
 from train.labelled import find_labelled_images
 from train.metrics import image_metrics
@@ -94,6 +94,11 @@ def test_scores_and_metrics_of_a_small_data_set(bundle: Bundle, tmp_path: Path) 
     stain = result.per_defect["stain"]
     assert stain.n_anomalous == 2
     assert 0.5 < stain.pixel_auroc < hole.pixel_auroc
+    assert result.pro_curve[0] == (0, 0)
+    assert result.pro_curve[-1] == (1, 1)
+    best = [score >= result.threshold for score in bad].count(True) / 5
+    false = [score >= result.threshold for score in good].count(True) / 4
+    assert (best + 1 - false) / 2 == pytest.approx(result.overall.balanced_accuracy)
     assert stain.pixel_auroc < result.overall.pixel_auroc < hole.pixel_auroc
 
 
@@ -122,6 +127,10 @@ def test_command_prints_the_metrics_as_one_json_object(bundle: Bundle, tmp_path:
     assert report["bundle"]["sha256"] == bundle.digest
     assert len(report["images"]) == 9
     assert {path.name: path.read_bytes() for path in bundle.path.iterdir()} == before
+    page = (tmp_path / "toy-evaluation" / "evaluation.html").read_text()
+    assert page.count("<div class='panels'>") == 6 + 6
+    assert "Worst cases" in page
+    assert f"sha256 {bundle.digest}" in page
     sheet = cv2.imread(str(tmp_path / "toy-evaluation" / "cases.png"))
     assert min(sheet.shape[:2]) > 300
 

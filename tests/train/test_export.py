@@ -216,6 +216,8 @@ def test_model_card_shows_pictures_that_are_there(exported: Path) -> None:
     assert pictures == {"losses.png", "reconstructions.png", "cases.png"}
     for name in pictures:
         assert cv2.imread(str(exported / name)) is not None
+    assert "](evaluation.html)" in card
+    assert "hole" in (exported / "evaluation.html").read_text()
     assert "| hole | 2 |" in card
     settings = re.search(r"```json\n(.*?)```", card, re.DOTALL)
     assert settings is not None

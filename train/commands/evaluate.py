@@ -15,9 +15,11 @@ from engines.engine import EngineSettings
 from engines.opening import open_engine
 from train.evaluate import Evaluation, FrameScorer, Metrics
 from train.evaluate import evaluate as evaluate_images
+from train.evaluation_page import render
 from train.graph import open_reconstructor
 from train.labelled import LabelledImage, find_labelled_images
-from train.sheet import draw_sheet, pick_cases
+from train.model_card import EVALUATION_FILE
+from train.sheet import draw_sheet, pick_cases, show
 
 REPORT_FILE = "report.json"
 SHEET_FILE = "cases.png"
@@ -26,11 +28,14 @@ console = Console(stderr=True)
 
 
 def evaluate(
-    bundle: Annotated[Path, typer.Option("--bundle", help="What `station-train export` wrote.", show_default=False)],
+    bundle: Annotated[
+        Path, typer.Option("--bundle", metavar="DIR", help="What `station-train export` wrote.", show_default=False)
+    ],
     data: Annotated[
         Path,
         typer.Option(
             "--data",
+            metavar="DIR",
             help="Labelled images: test/good/, test/DEFECT/ and, for pixel metrics, ground_truth/DEFECT/*_mask.png.",
             show_default=False,
         ),
@@ -39,7 +44,9 @@ def evaluate(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for report.json and cases.png; BUNDLE-evaluation, beside the bundle, if not given.",
+            metavar="DIR",
+            help="Folder for evaluation.html, report.json and cases.png; BUNDLE-evaluation, beside the bundle, if not "
+            "given.",
             show_default=False,
         ),
     ] = None,
@@ -48,7 +55,8 @@ def evaluate(
     """Measure a bundle on labelled images: auROC, balanced accuracy, pixel auROC, AU-PRO, per type of defect.
 
     Images are cut and scored as on the line, by the engine that would run there; a frame's score is that of its worst
-    patch. The folder of the report holds every image's score, and a picture of the worst and best cases.
+    patch. The folder of the report holds a page with curves, the table and the best and worst cases (evaluation.html),
+    every image's score, and a picture of these cases.
 
     Example: `station-train evaluate --bundle bundles/leather --data images`
     """
@@ -64,11 +72,13 @@ def evaluate(
     try:
         scorer = FrameScorer(loaded, engine)
         result = _evaluate(images, scorer)
-        sheet = draw_sheet(pick_cases(result), scorer, open_reconstructor(loaded.scorer))
+        shown = show(pick_cases(result), scorer, open_reconstructor(loaded.scorer))
     finally:
         engine.close()
     target.mkdir(parents=True, exist_ok=True)
-    (target / SHEET_FILE).write_bytes(sheet)
+    (target / SHEET_FILE).write_bytes(draw_sheet(shown))
+    page = render(loaded.manifest, result, shown, digest=loaded.digest, data=str(data), notes=notes(result))
+    (target / EVALUATION_FILE).write_text(page, encoding="utf-8")
     (target / REPORT_FILE).write_text(json.dumps(_report(loaded, data, result), indent=2) + "\n", encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(result.as_json()))
@@ -76,7 +86,13 @@ def evaluate(
         Console().print(make_table(loaded.manifest.name, result))
     for line in notes(result):
         console.print(f"[yellow]note[/] {escape(line)}", highlight=False)
-    console.print(f"every image's score: {target / REPORT_FILE}\nworst and best cases: {target / SHEET_FILE}")
+    console.print(
+        f"to look at: {target / EVALUATION_FILE}\nevery image's score: {target / REPORT_FILE}\n"
+        f"worst and best cases: {target / SHEET_FILE}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def make_table(name: str, result: Evaluation) -> Table:
