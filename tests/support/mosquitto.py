@@ -33,7 +33,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
@@ -74,7 +74,7 @@ class Mosquitto:
                 [need("mosquitto"), "-v", "-c", self._config], stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + 10
-        while not _listens(self.port):
+        while not listens(self.port):
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError(f"mosquitto does not start:\n{self._log.read_text()}")
             time.sleep(0.02)

@@ -11,11 +11,20 @@ from tests.support.mosquitto import HOST
 
 
 @contextmanager
-def running(command: list[str | Path], folder: Path, ready: Callable[[], bool]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program in ``folder``, from when it is ready until it is ended; its words are shown beside a failure."""
+def running(
+    command: list[str | Path], folder: Path, ready: Callable[[], bool], cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program, from when it is ready until it is ended; its words are shown beside a failure.
+
+    Args:
+        command: program and arguments.
+        folder: for its words, ``program.log``.
+        ready: asked again and again.
+        cwd: where it runs; None: in ``folder``.
+    """
     log = folder / "program.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=cwd or folder, stdout=output, stderr=subprocess.STDOUT)
     try:
         wait_until(lambda: ready() or process.poll() is not None)
         assert process.poll() is None
