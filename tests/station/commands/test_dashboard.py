@@ -1,5 +1,7 @@
 """``station dashboard`` as a command: users, export, and errors that say what to do."""
 
+import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -19,7 +21,9 @@ from station.messages import Feedback
 from station.settings import SettingsError
 from tests.support.bundles import make_bundle
 from tests.support.dashboard import alert_message
-from tests.support.station_process import REPOSITORY, station
+from tests.support.mosquitto import free_port
+from tests.support.pages import commands
+from tests.support.station_process import REPOSITORY
 
 pytestmark = pytest.mark.e2e
 
@@ -40,14 +44,6 @@ def dashboard(config: Path, *arguments: str, words: str = "") -> subprocess.Comp
         timeout=60,
         check=False,
     )
-
-
-def test_a_password_is_set_from_a_pipe(tmp_path: Path) -> None:
-    config = write(tmp_path, "users_file = 'users'\noperators = ['ann']")
-    done = dashboard(config, "--set-password", "ann", words="correct horse\n")
-    assert done.returncode == 0, done.stderr
-    assert "may act" in done.stdout
-    assert (tmp_path / "users").read_text().startswith("ann:$argon2id$")
 
 
 def test_a_password_that_is_too_short_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,9 +121,15 @@ def test_the_base_install_does_without_the_extra() -> None:
     subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, check=True)
 
 
-def test_the_export_calibrates(tmp_path: Path) -> None:
-    """The whole way: what people said of alerts sets the next threshold."""
-    config = write(tmp_path, "")
+def test_the_page_s_own_commands(tmp_path: Path) -> None:
+    """docs/dashboard.md from top to bottom: looking, passwords, and what people said sets the next threshold."""
+    make_bundle(tmp_path / "bundle")
+    config = tmp_path / "station.toml"
+    config.write_text(
+        'bundle = "bundle"\nstate = "station-state"\n[judge]\nthreshold = 40\n[camera]\nurl = "folder:none"\n'
+        f"[mqtt]\nport = {free_port()}\n"
+        "[dashboard]\nport = 0\nstate = 'state'\nusers_file = 'users'\noperators = ['ann']\n"
+    )
     archive = Archive(tmp_path / "state", 16, 90)
     for number in range(40):
         verdict = "confirmed" if number >= 30 else "false-alarm"
@@ -137,13 +139,35 @@ def test_the_export_calibrates(tmp_path: Path) -> None:
         png = cv2.imencode(".png", noise + (188 if number >= 30 else 128))[1].tobytes()
         archive.put_picture("mill/3/left", id_, "frame", png)
         archive.put_feedback("mill/3/left", id_, Judgement.of(Feedback(alert=id_, verdict=verdict, by="ann")))
-    done = dashboard(config, "--export", str(tmp_path / "said"))  # while the archive is open elsewhere
-    archive.close()
-    assert done.stdout.endswith("30 false alarms in good/, 10 confirmed in defect/\n")
-    make_bundle(tmp_path / "bundle")
-    calibrated = station(
-        "calibrate", "--bundle", tmp_path / "bundle", "--good", tmp_path / "said/good",
-        "--defect", tmp_path / "said/defect", "--out", tmp_path / "calibration.json",
-    )  # fmt: skip
-    assert calibrated.returncode == 0, calibrated.stderr
-    assert (tmp_path / "calibration.json").exists()
+    said = []
+    for command in commands("docs/dashboard.md"):
+        program, *arguments = shlex.split(command)
+        if program == "pip":
+            assert arguments == ["install", "cbigan-station[dashboard]"]  # is installed here, from the checkout
+            continue
+        process = subprocess.Popen(
+            [sys.executable, "-m", program, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if arguments == ["dashboard", "--config", "station.toml"]:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("open http://127.0.0.1:")
+            process.terminate()
+        out, errors = process.communicate("correct horse\n", timeout=120)
+        assert process.returncode == 0, errors
+        said.append(out)
+    archive.close()  # it was open all the time, as a running dashboard has it
+    assert [line for line in "".join(said).splitlines() if line.startswith("said: ")] == [
+        "said: 30 false alarms in good/, 10 confirmed in defect/"
+    ]
+    assert "may act (dashboard.operators names it)" in "".join(said)
+    assert [line.partition(":$argon2id$")[0] for line in (tmp_path / "users").read_text().splitlines()] == [
+        "ann",
+        "bob",
+    ]
+    assert (tmp_path / "said/calibration.json").exists()
