@@ -21,7 +21,7 @@ IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 _LARGEST = 300_000  # bytes of a screenshot
-_ARGUMENTS = [
+CHROMIUM = [
     "--no-sandbox",  # the tests may run as root, in a container
     "--disable-gpu",
     "--disable-quic",
@@ -42,7 +42,7 @@ def browser() -> "Iterator[Browser]":
     if program is None:
         pytest.skip("chromium is not installed (apt install chromium)")
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=_ARGUMENTS)
+        browser = running.chromium.launch(executable_path=program, args=CHROMIUM)
         yield browser
         browser.close()
 
