@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/choosing.md: ``python docs/make_pictures.py [FOLDER]``, docs/images if not told.
+"""Draw the pictures of choosing.md and tutorial.md: ``python docs/make_pictures.py [FOLDER]``, docs/images if not told.
 
 The surfaces are CC0 photographs that scikit-image carries (bricks, gravel), the defects those of the demo. Where a
 picture is computed and not photographed, the page says so.
@@ -26,8 +26,8 @@ from engines.opening import open_engine
 from engines.tiling import Tiler
 from station.calibration import calibrate_good
 from station.commands.demo import BUNDLE, FALSE_ALARM_RATE
-from station.demo.defects import make_defect
-from station.demo.sample_line import NOISE
+from station.demo.defects import KINDS, make_defect
+from station.demo.sample_line import NOISE, SampleLine
 from station.demo.textures import belt
 from station.demo.training_images import good_frames
 from station.inspection import Inspector
@@ -247,6 +247,21 @@ def geometry() -> Figure:
     return figure
 
 
+def data_set() -> Figure:
+    """A good picture of the demo's line and one of each kind of defect, its mask outlined."""
+    line = SampleLine(3, 700)
+    first = {planted.kind: planted.frames(line.n_frames) for planted in reversed(line.planted)}
+    figure, axes = panels(["good", *KINDS], 1.9, 2.2)
+    show(axes[0], SampleLine(3, 1, defects=False).frame(0)[..., 0])
+    for ax, kind in zip(axes[1:], KINDS, strict=True):
+        middle = first[kind][len(first[kind]) // 2]
+        show(ax, line.frame(middle)[..., 0])
+        ax.contour(
+            cv2.dilate(line.mask(middle).astype(np.uint8), np.ones((9, 9))), [0.5], colors=[LIGHT], linewidths=1.2
+        )
+    return figure
+
+
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24)  # diameters of a dark spot, camera pixels
 CONTRASTS = (0.3, 0.6, 1.0)  # how much of the light it takes away in its middle
 
@@ -306,13 +321,14 @@ def size() -> Figure:
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
-    "geometry": geometry,
-    "pixels": pixels,
-    "blur": blur,
-    "set-ups": set_ups,
-    "lights": lights,
-    "patches": patches,
-    "size": size,
+    "choosing-geometry": geometry,
+    "choosing-pixels": pixels,
+    "choosing-blur": blur,
+    "choosing-set-ups": set_ups,
+    "choosing-lights": lights,
+    "choosing-patches": patches,
+    "choosing-size": size,
+    "tutorial-pictures": data_set,
 }
 
 
@@ -332,7 +348,7 @@ def main(folder: Path = IMAGES) -> None:
     """Write them all."""
     with mpl.rc_context(STYLE):
         for name, draw in PICTURES.items():
-            (folder / f"choosing-{name}.png").write_bytes(png(draw()))
+            (folder / f"{name}.png").write_bytes(png(draw()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from station.messages import MESSAGES
-from station.settings import ENV_DELIMITER, ENV_PREFIX, DashboardSettings, load_dashboard_settings, load_settings
+from station.settings import ENV_DELIMITER, ENV_PREFIX, load_settings
 from tests.support.pages import Block, all_blocks, pages
 from tests.support.station_process import REPOSITORY
 
@@ -99,14 +99,10 @@ def test_json_blocks_are_valid(block: Block):
 
 @pytest.mark.parametrize("block", checked("toml"), ids=str)
 def test_toml_blocks_are_valid(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Settings of a station or of the dashboard, or a part of them: known keys, values in range."""
+    """Settings, or a part of them: known keys, values in range."""
     given = tomllib.loads(block.text)
     path = tmp_path / "station.toml"
     path.write_text(block.text)
-    if "dashboard" in given:
-        assert given.keys() <= DashboardSettings.model_fields.keys()
-        load_dashboard_settings(path)
-        return
     for (section, key), value in REQUIRED.items():
         if key not in (given.get(section, {}) if section else given):
             monkeypatch.setenv(ENV_PREFIX + (f"{section}{ENV_DELIMITER}{key}" if section else key).upper(), value)
