@@ -4,6 +4,7 @@ Handlers run in the event loop and leave all that touches the disk or waits for 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -44,6 +45,7 @@ STATIC = Path(__file__).parent / "static"
 TELL_SECONDS = 0.25  # a station is told of at most so often
 LOOK_SECONDS = 1.0  # for stations that have fallen silent
 HOUSE_SECONDS = 30.0
+RIGHTS_SECONDS = 30.0  # who listens is asked again so often whether they may
 MAX_BODY = 16 * 2**10  # bytes of a request
 MAX_PAGE = 200  # alerts
 _PAGE = 50
@@ -206,6 +208,7 @@ class _Api:
     async def _look_again(self) -> None:
         self._fleet.look_again(time.time())
         await run_in_threadpool(self._feed.ask_previews)
+        await run_in_threadpool(self._feed.retry)
 
     async def _keep_house(self) -> None:
         await run_in_threadpool(self._feed.keep_house)
@@ -424,7 +427,12 @@ class _Api:
             listener = self._events.join()
             try:
                 yield encode("me", {"broker": self._feed.broker}, retry=RETRY_MS)
+                asked = time.monotonic()
                 async for event in listener.events():
+                    if time.monotonic() > asked + RIGHTS_SECONDS:
+                        asked = time.monotonic()
+                        if not self.access.viewer(request).may_look:  # the session is over
+                            return
                     yield event
             finally:
                 self._events.leave(listener)
@@ -528,10 +536,11 @@ def _cursor(given: str | None) -> tuple[float, int] | None:
     if given is None:
         return None
     time_, _, row = given.partition("_")
-    try:
-        return float(time_), int(row)
-    except ValueError:
-        raise RefusedError("invalid: before is what `next` said", 422) from None
+    with suppress(ValueError):
+        opened, number = float(time_), int(row[:20])
+        if math.isfinite(opened) and 0 <= number < 2**63:
+            return opened, number
+    raise RefusedError("invalid: before is what `next` said", 422)
 
 
 def _json(value: object, status: int = 200) -> JSONResponse:

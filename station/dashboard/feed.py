@@ -29,7 +29,7 @@ from station.dashboard.archive import FAILURES, Archive, Unpublished
 from station.dashboard.fleet import Fleet
 from station.dashboard.intake import MAX_FRAME, MAX_JSON, Gone, Heard, NotOursError, Picture, Stations, read
 from station.dashboard.records import AlertRecord, Judgement, merge, stamp
-from station.files import write_file
+from station.files import OutputError, write_file
 from station.messages import Alert, Feedback, Health, Reply, Status, Verb
 from station.settings import DashboardSettings
 
@@ -43,6 +43,7 @@ LEAST_PREVIEW_SECONDS = 3.0  # a station obeys thirty commands a minute, and peo
 _PREVIEW_PAUSE = 30.0  # after a station has refused one
 _PREVIEWS_AT_ONCE = 4  # a look; many pictures at once would delay alerts
 _CLIENT_ID = "client-id"
+_SUBSCRIPTIONS = "subscriptions.json"
 _PREVIEW = b"preview"
 _MAX_PENDING = 200  # commands that wait for an answer
 _MAX_REASONS = 100  # why messages were left out, that are told apart
@@ -150,6 +151,8 @@ class Feed:
         Raises:
             CommandRefusedError: it could not be sent, or nobody answered.
         """
+        if self._fleet.state(path, time.time()) in ("offline", "stopped"):
+            raise CommandRefusedError("offline: the station is not running, or has no connection to the broker")
         id_ = secrets.token_hex(12)
         answer: Future[Reply] = Future()
         with self._lock:
@@ -215,8 +218,15 @@ class Feed:
                 # No id: the station would remember each for ten minutes.
                 self._send_command(path, "snapshot", {"by": "dashboard"}, _PREVIEW + b" " + path.encode(), None)
 
+    def retry(self) -> None:
+        """Write what the disk did not take, if it does now; once a second."""
+        if self._unwritten:
+            self._retry()
+            if not self._unwritten:
+                self._set_disk(None)
+
     def keep_house(self) -> None:
-        """Write what the disk did not take, keep scores and stations, stay within the bounds; every half minute."""
+        """Keep scores and stations, stay within the bounds; every half minute."""
         self._retry()
         try:
             self._archive.put_scores(self._fleet.take_rows())
@@ -318,6 +328,8 @@ class Feed:
             (f"{self._prefix}/{pattern}/{topic}", qos) for pattern in self._stations.patterns for topic, qos in _TOPICS
         ]
         client = self._connection.client
+        if not_any_more := self._change_subscriptions({topic for topic, _ in topics}):
+            client.unsubscribe(not_any_more)
         if self._connection.protocol == "5":
             # Retained messages again after every log-in: what the last one told may have changed meanwhile.
             client.subscribe([(topic, SubscribeOptions(qos=qos)) for topic, qos in topics])
@@ -330,6 +342,20 @@ class Feed:
         except FAILURES as error:
             self._set_disk(error)
         self.on_connection()
+
+    def _change_subscriptions(self, topics: set[str]) -> list[str]:
+        """Note what the session is subscribed to. Returns what it was to, and is to be no more: other settings."""
+        file = self._settings.state_folder / _SUBSCRIPTIONS
+        try:
+            known = {str(topic) for topic in json.loads(file.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError):
+            known = set()
+        if known != topics:
+            try:
+                write_file(file, json.dumps(sorted(topics)).encode())
+            except OutputError as error:
+                self._set_disk(error)
+        return sorted(known - topics)
 
     def _disconnected(self) -> None:
         self._fleet.set_broker("connection lost")

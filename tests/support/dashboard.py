@@ -298,7 +298,9 @@ class SpokenStation:
     A stand-in for many stations, or for one that must say something odd; ``tests/support/mill.py`` runs a real one.
     """
 
-    def __init__(self, port: int, path: str, *, protocol: int = mqtt.MQTTv5) -> None:
+    def __init__(
+        self, port: int, path: str, *, protocol: int = mqtt.MQTTv5, login: tuple[str, str] | None = None
+    ) -> None:
         self.path = path
         self.commands: list[tuple[str, dict[str, Any]]] = []
         self.answers = True
@@ -306,6 +308,8 @@ class SpokenStation:
         self._frame = 0
         self._subscribed = threading.Event()
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=path.replace("/", "-"), protocol=protocol)
+        if login:
+            self._client.username_pw_set(*login)
         will = Status(state="offline", session="s").payload()
         self._client.will_set(f"{PREFIX}/{path}/status", will, qos=1, retain=True)
         self._client.reconnect_delay_set(1, 1)

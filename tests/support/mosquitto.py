@@ -91,6 +91,11 @@ class Mosquitto:
         """How often somebody has subscribed to it."""
         return self._log.read_text().count(f"{topic} (QoS")
 
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return self._log.read_text()
+
     def forget_log(self) -> None:
         """For ``wait_for_subscription``, after ``kill``."""
         self._log.write_text("")
