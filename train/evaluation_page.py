@@ -109,7 +109,7 @@ def _score_chart(evaluation: Evaluation) -> str:
     near = max(threshold + 4 * abs(threshold - float(np.median(good))), float(np.quantile(every, 0.9)))
     left, right = min(float(every.min()), threshold), max(min(float(every.max()), near), threshold)
     pad = 0.04 * (right - left or 1.0)
-    room = 5 * pad if every.max() > right else 0.0  # to say how many lie further right
+    room = 8 * pad if every.max() > right else 0.0  # to say how many lie further right
     rows: list[str | None] = [None, *evaluation.per_defect]
     height = TOP + _ROW * len(rows) + 46
     axes = Axes((left - pad, right + pad + room), (len(rows), 0), left=120, height=height)
@@ -132,8 +132,9 @@ def _score_chart(evaluation: Evaluation) -> str:
             )
         if beyond:
             parts.append(text(WIDTH - RIGHT, y + 4, f"{beyond} more →", QUIET, "end", halo=True))
-    parts.append(axes.vertical(threshold, f"{threshold:.5g}"))
-    parts.append(legend([(GOOD, f"{good.size:,} good"), (DEFECT, f"{every.size - good.size:,} defective")]))
+    parts.append(axes.vertical(threshold, ""))
+    counts = [(GOOD, f"{good.size:,} good"), (DEFECT, f"{every.size - good.size:,} defective")]
+    parts.append(legend([*counts, (INK, f"threshold {threshold:.5g}")]))
     return svg(f"Scores by type of defect; the best threshold for these images is {threshold:.5g}", parts, height)
 
 
