@@ -66,7 +66,7 @@ export function alertPageOf(root, { site, line, name, id }, signal) {
   const missing = h("p", { class: "none", hidden: true }, "There is no such alert, or it is no longer kept.");
   const body = h(
     "div",
-    { class: "alert-page" },
+    { class: "alert-page", hidden: true }, // until there is something to show: it shall not grow under one's eyes
     h("section", { class: "panel view", "aria-label": "Picture" }, shot.node, h("div", { class: "checks" }, showSpots.node, showBoxes.node, showRaw.node)),
     h(
       "div",
@@ -212,12 +212,12 @@ export function alertPageOf(root, { site, line, name, id }, signal) {
     // Lists and events do without the patches.
     alert = { ...told, patches: told.patches.length ? told.patches : alert?.patches ?? [] };
     draw();
+    show(missing, false);
+    show(body, true);
   }
   async function load() {
     try {
       take(await api.get(api.alertApi(path, id)));
-      show(missing, false);
-      show(body, true);
     } catch (error) {
       if (error.status === 404) {
         show(missing, true);

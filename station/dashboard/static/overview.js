@@ -8,6 +8,8 @@ import { on, openAlerts, store } from "./store.js";
 import { everySecond, gather, watching } from "./watching.js";
 import { ago, condition, count, line, position, scoreNow, span, times, troubled } from "./words.js";
 
+const MOST_TILES = 30;
+
 function card(path) {
   const state = icon("waiting");
   const word = h("span", {});
@@ -88,7 +90,7 @@ function alertTile(alert) {
   };
 }
 
-function troubleTile(path) {
+function troubleTile({ path }) {
   const shape = icon("warn");
   const name = h("span", {});
   const word = h("span", { class: "peak" });
@@ -104,6 +106,38 @@ function troubleTile(path) {
       say(name, station.name);
       say(word, how.extra && how.lead ? how.lead.title : how.word);
       say(why, how.extra && how.lead ? how.lead.advice : how.lead?.title !== how.word ? line(station) : how.lead?.advice ?? "");
+    },
+  };
+}
+
+/**
+ * A row of tiles that stay where they are: one that goes leaves its place empty for the next that comes, so that
+ * nothing moves away under a finger. `update([[key, told], …], make)`.
+ */
+function slots(label, shape, words) {
+  const calm = h("p", { class: "calm" }, icon(shape), h("span", {}, words));
+  const node = h("div", { class: "slots", role: "group", "aria-label": label }, calm);
+  let places = []; // {key, tile}; a key that is null: gone
+  return {
+    node,
+    tiles: () => places.filter(({ key }) => key !== null).map(({ tile }) => tile),
+    update(wanted, make) {
+      const told = new Map(wanted);
+      for (const place of places) if (!told.has(place.key)) place.key = null;
+      for (const [key, one] of told) {
+        let place = places.find((known) => known.key === key);
+        if (!place) {
+          place = places.find((known) => known.key === null) ?? places[places.push({}) - 1];
+          Object.assign(place, { key, tile: make(one) });
+        }
+        place.tile.update(one);
+      }
+      while (places.length && places.at(-1).key === null) places.pop();
+      for (const { key, tile } of places) mark(tile.node, "data-gone", key === null ? "1" : null);
+      const before = node.scrollWidth;
+      place(node, places.length ? places.map(({ tile }) => tile.node) : store.loaded ? [calm] : []);
+      // What has just come must be seen, unless somebody is about to press something here.
+      if (before && node.scrollWidth > before && !node.matches(":hover, :focus-within")) node.scrollLeft = node.scrollWidth;
     },
   };
 }
@@ -137,8 +171,9 @@ export function overview(root, _parts, signal) {
     const n = h("b", {}, "0");
     return { tone, n, node: h("li", { data: { tone } }, icon(shape), n, h("span", {}, word)) };
   });
-  const calm = h("p", { class: "calm" }, icon("ok"), h("span", {}, "Nothing needs you"));
-  const rail = h("div", { class: "rail", role: "group", "aria-label": "Needs attention" }, calm);
+  const alerts = slots("Open alerts", "ok", "No open alerts");
+  const troubles = slots("Stations that need somebody", "ok", "Nothing else needs you");
+  const rail = h("div", { class: "rail" }, alerts.node, troubles.node);
   const wall = h("ul", { class: "wall", "aria-label": "Stations" });
   const none = h(
     "div",
@@ -149,7 +184,6 @@ export function overview(root, _parts, signal) {
   root.append(h("div", { class: "summary" }, title, h("ul", { class: "tally", "aria-label": "Stations by state" }, tallies.map(({ node }) => node))), rail, wall, none);
 
   const cards = new Map();
-  const tiles = new Map();
   const inSight = new Set();
   const sight = new IntersectionObserver((entries) => {
     for (const { target, isIntersecting } of entries) inSight[isIntersecting ? "add" : "delete"](target.dataset.path);
@@ -157,20 +191,10 @@ export function overview(root, _parts, signal) {
   signal.addEventListener("abort", () => sight.disconnect());
 
   function drawRail(stations) {
-    const wanted = [];
-    const item = (key, make, told) => {
-      if (!tiles.has(key)) tiles.set(key, make());
-      const tile = tiles.get(key);
-      tile.update(told);
-      wanted.push([key, tile]);
-    };
-    for (const alert of openAlerts().slice(0, 30)) item(`alert ${alert.url}`, () => alertTile(alert), alert);
+    alerts.update(openAlerts().slice(0, MOST_TILES).map((alert) => [alert.url, alert]), alertTile);
     const rank = { down: 0, warn: 1, ok: 2, idle: 3 };
     const inTrouble = stations.filter(troubled).sort((a, b) => rank[condition(a).tone] - rank[condition(b).tone]);
-    for (const station of inTrouble.slice(0, 30)) item(`station ${station.path}`, () => troubleTile(station.path), station);
-    const keep = new Set(wanted.map(([key]) => key));
-    for (const key of tiles.keys()) if (!keep.has(key)) tiles.delete(key);
-    place(rail, wanted.length ? wanted.map(([, tile]) => tile.node) : store.loaded ? [calm] : []);
+    troubles.update(inTrouble.slice(0, MOST_TILES).map((station) => [station.path, station]), troubleTile);
   }
 
   function drawAll(changed) {
@@ -209,7 +233,7 @@ export function overview(root, _parts, signal) {
   on("stations", () => draw(null), signal);
   on("station", draw, signal);
   everySecond(() => {
-    for (const one of [...cards.values(), ...tiles.values()]) one.tick();
+    for (const one of [...cards.values(), ...alerts.tiles(), ...troubles.tiles()]) one.tick();
   }, signal);
   watching(() => inSight, signal);
   drawAll(new Set([null]));
