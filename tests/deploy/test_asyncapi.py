@@ -8,8 +8,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from station.messages import MESSAGES
+from station.messages import MESSAGES, Command, Feedback, Score, SetThreshold, utc_now
 from tests.support.node import MODULES, need_module
 from tests.support.station_process import REPOSITORY
 
@@ -64,6 +65,45 @@ def test_the_parser_is_no_yes_man(tmp_path):
     found = " ".join(troubles(parse(broken)))
     assert "#/channels/scores" in found or "sendScore" in found
     assert "id" in found
+
+
+TAKEN = {"command": Command, "set-threshold": SetThreshold, "feedback": Feedback}
+GIVEN = [
+    ("command", {}),
+    ("command", {"id": "18", "by": "ann", "expires_at": "2100-01-01T00:00:00Z"}),
+    ("command", {"id": ""}),
+    ("command", {"by": "a" * 101}),
+    ("command", {"threshold": 3}),
+    ("command", {"id": 18}),
+    ("set-threshold", {"threshold": 45, "by": "ann"}),
+    ("set-threshold", {"threshold": 45}),
+    ("set-threshold", {"threshold": 0, "by": "ann"}),
+    ("set-threshold", {"threshold": 1e10, "by": "ann"}),
+    ("feedback", {"alert": "1", "verdict": "confirmed", "by": "ann"}),
+    ("feedback", {"alert": "1", "verdict": "maybe", "by": "ann"}),
+    ("feedback", {"alert": "1", "verdict": "confirmed", "by": "ann", "seq": -1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "given"), GIVEN, ids=[f"{kind}-{json.dumps(given)[:60]}" for kind, given in GIVEN])
+def test_schemas_refuse_what_the_station_refuses_and_nothing_else(kind, given):
+    schema = json.loads((REPOSITORY / f"deploy/schemas/{kind}.json").read_text())
+    try:
+        TAKEN[kind].model_validate_json(json.dumps(given))
+        taken = True
+    except ValidationError:
+        taken = False
+    assert jsonschema.Draft202012Validator(schema).is_valid(given) == taken
+
+
+def test_a_subscriber_made_today_takes_a_message_with_a_new_key():
+    score = Score(frame=1, captured_at=utc_now(), score=1, threshold=2, anomalous=False, latency_ms={})
+    message = json.loads(score.payload())
+    schema = json.loads((REPOSITORY / "deploy/schemas/score.json").read_text())
+    jsonschema.validate(message | {"colour": "blue"}, schema)
+    del message["threshold"]
+    with pytest.raises(jsonschema.ValidationError, match="threshold"):
+        jsonschema.validate(message, schema)
 
 
 def test_every_topic_of_the_page_is_described():

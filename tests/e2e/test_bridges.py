@@ -1,4 +1,4 @@
-"""Other people's software beside a real station: Node-RED, an OPC UA client, InfluxDB; see docs/integration.md."""
+"""The bridges of docs/integration.md, from a real station to a real OPC UA client and a real InfluxDB."""
 
 import asyncio
 import json
@@ -19,7 +19,6 @@ from asyncua import ua
 from station.messages import Status
 from tests.support.mill import Mill, run_mill
 from tests.support.mosquitto import HOST, free_port, need
-from tests.support.node import MODULES, need_module
 from tests.support.pages import blocks, commands
 from tests.support.programs import answers, running, wait_until
 from tests.support.station_process import REPOSITORY
@@ -50,44 +49,6 @@ def bridge(script: str, options: list[str], changes: dict[str, str]) -> list[str
     assert changes.keys() <= set(options)
     changed = [changes.get(before, option) for before, option in zip(["", *options], options, strict=False)]
     return [sys.executable, "-u", REPOSITORY / script, *changed]
-
-
-def test_node_red(mill: Mill, tmp_path: Path) -> None:
-    node = need_module("node-red")
-    assert on_page("node-red", "deploy/nodered/flow.json") == []
-    flow = json.loads((REPOSITORY / "deploy/nodered/flow.json").read_text())
-    [broker] = [entry for entry in flow if entry["type"] == "mqtt-broker"]
-    assert (broker["broker"], broker["port"]) == ("localhost", "1883")
-    broker |= {"broker": HOST, "port": str(mill.broker.port)}
-    (tmp_path / "flow.json").write_text(json.dumps(flow))
-    port = free_port()
-    settings = {"uiHost": HOST, "uiPort": port, "telemetry": {"enabled": False}, "diagnostics": {"enabled": False}}
-    (tmp_path / "settings.js").write_text(f"module.exports = {json.dumps(settings)};\n")
-    command = [node, MODULES / "node-red/red.js", "--userDir", tmp_path, "--settings", tmp_path / "settings.js"]
-
-    def logged_in() -> bool:
-        return answers(port) and "Connected to broker" in (tmp_path / "program.log").read_text()
-
-    with running([*command, "flow.json"], tmp_path, logged_in):
-        desk, light = mill.desk, "plant/mill/3/stack-light"
-        alert = mill.pass_defect()
-        desk.wait_for(lambda _: desk.on(light)[-2:] == [b"red", b"green"])
-        picture = tmp_path / f"alert-pictures/mill-3-left-{alert.id}.jpg"
-        wait_until(picture.is_file)
-        wait_until(lambda: picture.read_bytes() == desk.on(f"/alert/{alert.id}/image")[-1])
-
-        press(port, "pause")
-        desk.wait_for(lambda _: mill.state() == "degraded")
-        press(port, "resume")
-        desk.wait_for(lambda _: mill.state() == "online")
-        desk.wait_for(lambda _: len(desk.on("/reply/node-red")) == 2)
-        assert [json.loads(reply)["ok"] for reply in desk.on("/reply/node-red")] == [True, True]
-
-
-def press(port: int, button: str) -> None:
-    """An inject node's button in the editor."""
-    with urllib.request.urlopen(f"http://{HOST}:{port}/inject/{button}", data=b"", timeout=60) as answer:
-        assert answer.status == 200
 
 
 def test_opc_ua(mill: Mill, tmp_path: Path) -> None:

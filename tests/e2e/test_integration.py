@@ -63,12 +63,11 @@ def test_every_error_code_is_told(plant: Mill) -> None:
 
 
 def test_every_command_of_the_page_is_run_by_a_test() -> None:
-    elsewhere = (REPOSITORY / "tests/e2e/test_bridges.py").read_text()
+    bridges, node_red = ((REPOSITORY / f"tests/e2e/test_{name}.py").read_text() for name in ("bridges", "nodered"))
     for command in COMMANDS:
         program, script, *_ = shlex.split(command)
-        if program.startswith("mosquitto_") or program == "promtool":
-            continue  # below
-        assert f'on_page("{program}", "{script}")' in elsewhere
+        if not program.startswith(("mosquitto_", "promtool")):  # which run below
+            assert f'on_page("{program}", "{script}")' in bridges or f'"{command}"' in node_red
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("mosquitto_")])
