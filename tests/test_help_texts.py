@@ -40,7 +40,7 @@ def test_every_command_says_what_it_does(path: str) -> None:
 def examples(path: str) -> list[str]:
     """The command lines that its help shows."""
     text = plain(f"{ALL[path].help}\n{ALL[path].epilog or ''}").replace("`", "")
-    program = path.split()[0]
+    program = path.split(maxsplit=1)[0]
     return [
         line.partition(program)[2]
         for line in text.splitlines()
@@ -51,7 +51,7 @@ def examples(path: str) -> list[str]:
 @pytest.mark.parametrize("path", ALL)
 def test_every_command_has_an_example_that_its_parser_takes(path: str) -> None:
     assert examples(path), "no Example: in its help"
-    program = path.split()[0]
+    program = path.split(maxsplit=1)[0]
     for example in examples(path):
         words = shlex.split(example.partition("|")[0])
         command = ALL[program]

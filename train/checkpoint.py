@@ -8,15 +8,12 @@ from typing import Any, Literal
 import torch
 
 from train.config import FitConfig
+from train.errors import CheckpointError
 from train.networks import Critic, Encoder, Generator, Locator
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BEST_FILE = "best.pt"
 FORMAT = 2
-
-
-class CheckpointError(Exception):
-    """The run's folder or checkpoint cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from engines.errors import EngineError, ImageError
-from train.checkpoint import CheckpointError
+from engines.help import page_of
 from train.commands import evaluate, export, fit
-from train.data import DataError
-from train.fit import DivergedError
+from train.errors import CheckpointError, DataError, DivergedError
 
 EXIT_ERROR = 1
 
@@ -55,5 +54,7 @@ def main() -> None:
     try:
         app(prog_name="station-train")
     except USER_ERRORS as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        page = page_of(error)
+        more = f"\n[dim]see {page}[/]" if page else ""
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}{more}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_ERROR)

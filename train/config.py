@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.manifest import Preprocessing
-from train.networks import FEATURE_LAYERS, IMAGE_SIZE, Architecture
+from train.architecture import FEATURE_LAYERS, IMAGE_SIZE, Architecture
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

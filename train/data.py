@@ -15,10 +15,7 @@ from engines.errors import ImageError
 from engines.images import find_images, read_image
 from engines.tiling import Tiler
 from train.config import FitConfig
-
-
-class DataError(Exception):
-    """The training images cannot be used; the message names the files and the way out."""
+from train.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train import checkpoint
 from train.config import FitConfig
 from train.data import TrainingImages
+from train.errors import DivergedError
 from train.losses import CriticPlayer, GeneratorEncoderPlayer, LocatorPlayer
 from train.networks import Critic, Encoder, Generator, Locator, channels_last
 from train.planting import Planted, plant
@@ -29,10 +30,6 @@ log = structlog.get_logger()
 RECORD_EVERY = 50  # steps between recorded losses; also how often a GPU is made to wait for one
 CHECKPOINT_SECONDS = 60.0
 RUNAWAY_PENALTY = 1e4  # (‖∇D‖ - 1)² this large means slopes of 100: D is no longer 1-Lipschitz in any sense
-
-
-class DivergedError(Exception):
-    """Training produced NaN or the critic ran away; the last good checkpoint is kept."""
 
 
 @dataclass(frozen=True)

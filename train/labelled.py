@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.images import IMAGE_SUFFIXES, find_images, read_image
-from train.data import DataError
+from train.errors import DataError
 
 GOOD = "good"
 MASK_THRESHOLD = 128

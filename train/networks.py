@@ -3,40 +3,16 @@
 ``C`` is the width. All images are float (N, 3, H, W) in [-1, 1]; latents are float (N, latent_size).
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-WIDTHS = (1, 2, 3, 4, 8, 16)  # filters of blocks 0..5, in units of the width
+from train.architecture import FEATURE_LAYERS, LINEAR_FEATURE_LAYER, WIDTHS, Architecture
+
 LEAKY_SLOPE = 0.2
 CRITIC_LATENT_FEATURES = 512
-IMAGE_SIZE: dict[str, int] = {"texture": 64, "object": 128}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Structural settings: two models with equal ones can exchange weights.
-
-    Attributes:
-        category: ``texture`` (64 x 64 patches) or ``object`` (128 x 128 images).
-        width: filters of the first block.
-        latent_size: entries of z.
-        bias: bias on every convolution and dense layer. The authors' code has them only on the last convolution
-            of a block and on output layers (a slip in its history, REFERENCE item 2); False reproduces that.
-    """
-
-    category: Literal["texture", "object"] = "texture"
-    width: int = 16
-    latent_size: int = 64
-    bias: bool = True
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input, pixels."""
-        return IMAGE_SIZE[self.category]
 
 
 class Block(nn.Module):
@@ -198,10 +174,6 @@ class Locator(nn.Module):
         centred = x - mean
         contrast = ((centred * centred).sum(dim=(1, 2, 3), keepdim=True) * (1 / pixels)).sqrt()
         return torch.cat([centred, reconstruction - mean], dim=1) / (contrast + self.CONTRAST_FLOOR)
-
-
-LINEAR_FEATURE_LAYER = "block0.conv1"
-FEATURE_LAYERS = (LINEAR_FEATURE_LAYER, *(f"block{i}" for i in range(len(WIDTHS))))
 
 
 M = TypeVar("M", bound=nn.Module)

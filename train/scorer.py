@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.networks import FEATURE_LAYERS, Block, Critic, Encoder, Generator, Locator
-
-LINEAR_FEATURE_LAYER = "block0.conv1"
+from train.architecture import FEATURE_LAYERS, LINEAR_FEATURE_LAYER
+from train.networks import Block, Critic, Encoder, Generator, Locator
 
 
 @dataclass(frozen=True)

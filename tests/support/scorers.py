@@ -5,8 +5,9 @@ import functools
 import numpy as np
 import torch
 
+from train.architecture import Architecture
 from train.graph import export_graph
-from train.networks import Architecture, Critic, Encoder, Generator, Locator
+from train.networks import Critic, Encoder, Generator, Locator
 from train.quantization import quantize_graph
 from train.scorer import MapScales, Scorer
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from train.config import FitConfig
-from train.data import DataError, TrainingImages, find_training_images, load_training_images
+from train.data import TrainingImages, find_training_images, load_training_images
+from train.errors import DataError
 
 
 def write(path: Path, image: np.ndarray) -> Path:

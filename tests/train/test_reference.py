@@ -15,11 +15,12 @@ from lightning_fabric import Fabric
 
 from tests.support import numpy_cbigan as reference
 from tests.support.keras_weights import Nets, load, parameter, to_torch
+from train.architecture import Architecture
 from train.config import FitConfig
 from train.data import TrainingImages
 from train.fit import Phase, Trainer
 from train.losses import CriticPlayer, GeneratorEncoderPlayer, gradient_penalty, l1
-from train.networks import Architecture, Critic, Encoder, Generator
+from train.networks import Critic, Encoder, Generator
 
 NOT_GIVEN = "CBIGAN_REFERENCE does not name the authors' arrays"
 

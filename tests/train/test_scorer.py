@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.support.scorers import image_size, make_graph, make_scorer, run_graph, run_torch, some_patches
+from train.architecture import FEATURE_LAYERS
 from train.graph import RECONSTRUCTION, open_reconstructor
 from train.graph_rules import IR_VERSION, OPSET
-from train.networks import FEATURE_LAYERS
 from train.scorer import Scorer
 
 EXPORTED = [("block0.conv1", "texture"), ("block2", "object")]  # an export takes seconds

@@ -1,8 +1,10 @@
 """``station-train evaluate``."""
 
+# ruff: noqa: PLC0415 - torch takes seconds to load, for which neither --help nor Tab shall wait
+
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,13 +15,10 @@ from rich.table import Table
 from engines.bundle import Bundle, read_bundle
 from engines.engine import EngineSettings
 from engines.opening import open_engine
-from train.evaluate import Evaluation, FrameScorer, Metrics
-from train.evaluate import evaluate as evaluate_images
-from train.evaluation_page import render
-from train.graph import open_reconstructor
 from train.labelled import LabelledImage, find_labelled_images
-from train.model_card import EVALUATION_FILE
-from train.sheet import draw_sheet, pick_cases, show
+
+if TYPE_CHECKING:
+    from train.evaluate import Evaluation, FrameScorer, Metrics
 
 REPORT_FILE = "report.json"
 SHEET_FILE = "cases.png"
@@ -60,6 +59,12 @@ def evaluate(
 
     Example: `station-train evaluate --bundle bundles/leather --data images`
     """
+    from train.evaluate import FrameScorer
+    from train.evaluation_page import render
+    from train.graph import open_reconstructor
+    from train.model_card import EVALUATION_FILE
+    from train.sheet import draw_sheet, pick_cases, show
+
     place = bundle.resolve()
     target = (out or place.with_name(f"{place.name}-evaluation")).resolve()
     if target.is_relative_to(place):
@@ -95,7 +100,7 @@ def evaluate(
     )
 
 
-def make_table(name: str, result: Evaluation) -> Table:
+def make_table(name: str, result: "Evaluation") -> Table:
     """The metrics as a table, all defects first."""
     table = Table(title=f"{name}: {result.n_good} good and {result.overall.n_anomalous} defective images")
     table.add_column("\ndefect", overflow="fold")
@@ -107,7 +112,7 @@ def make_table(name: str, result: Evaluation) -> Table:
     return table
 
 
-def notes(result: Evaluation) -> list[str]:
+def notes(result: "Evaluation") -> list[str]:
     """What a reader of the figures must know."""
     lines = ["the threshold of the balanced accuracy is chosen on these images; calibrate sets the station's own"]
     if result.without_mask:
@@ -122,18 +127,20 @@ def notes(result: Evaluation) -> list[str]:
     return lines
 
 
-def _cells(metrics: Metrics) -> list[str]:
+def _cells(metrics: "Metrics") -> list[str]:
     return [str(metrics.n_anomalous), *("–" if v is None else f"{v:.4f}" for v in metrics.as_json().values())]
 
 
-def _evaluate(images: list[LabelledImage], scorer: FrameScorer) -> Evaluation:
+def _evaluate(images: list[LabelledImage], scorer: "FrameScorer") -> "Evaluation":
+    from train.evaluate import evaluate as evaluate_images
+
     columns = (SpinnerColumn(), TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=len(images))
         return evaluate_images(images, scorer, lambda: progress.advance(task))
 
 
-def _report(bundle: Bundle, data: Path, result: Evaluation) -> dict[str, Any]:
+def _report(bundle: Bundle, data: Path, result: "Evaluation") -> dict[str, Any]:
     """What is printed with --json, and what it was made from."""
     return {
         **result.as_json(),

@@ -1,5 +1,7 @@
 """``station-train export``."""
 
+# ruff: noqa: PLC0415 - torch takes seconds to load, for which neither --help nor Tab shall wait
+
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -14,7 +16,6 @@ from engines.opening import tensorrt_problem
 from engines.tensorrt import library
 from engines.tensorrt.backend import open_tensorrt
 from engines.tensorrt.plans import buildable, obtain_plan
-from train.export import export_run
 from train.labelled import find_labelled_images
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -74,6 +75,8 @@ def export(
 
     Example: `station-train export --run runs/leather --out bundles/leather`
     """
+    from train.export import export_run
+
     if precision not in PRECISIONS:
         raise typer.BadParameter(f"is none of {', '.join(PRECISIONS)}", param_hint="--precision")
     if engine:

@@ -1,24 +1,19 @@
 """``station-train fit``."""
 
+# ruff: noqa: PLC0415 - torch takes seconds to load, for which neither --help nor Tab shall wait
+
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
-from lightning_fabric import Fabric
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from train import checkpoint
 from train.config import PRESETS, FitConfig, preset
 from train.data import TrainingImages, find_training_images, load_training_images
-from train.fit import Trainer, train
-from train.memory import keep_freed_memory
-from train.precision import choose_precision
-from train.reporting import RunReporter
-from train.selection import TestSelection
+from train.errors import CheckpointError
 
 EXIT_INTERRUPTED = 130
 DEFAULT_MINUTES = 15.0
@@ -239,6 +234,16 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
 
     Example: `station-train fit --data images/good --out runs/leather --minutes 15`
     """
+    import torch
+    from lightning_fabric import Fabric
+
+    from train import checkpoint
+    from train.fit import Trainer, train
+    from train.memory import keep_freed_memory
+    from train.precision import choose_precision
+    from train.reporting import RunReporter
+    from train.selection import TestSelection
+
     given = {
         "preset": preset_name,
         "category": category,
@@ -272,7 +277,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
     config = resumed_config(saved["config"], given, out) if saved else new_config(given)
     images = _load(data, config, skip_bad=skip_bad)
     if saved and saved["fingerprint"] != images.fingerprint:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{out} was trained on other images ({len(saved['images'])}; {data} has {len(images.images)}); "
             "give the same --data, or start a new run in another --out"
         )
