@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sse_starlette import EventSourceResponse
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -45,6 +45,7 @@ STATIC = Path(__file__).parent / "static"
 TELL_SECONDS = 0.25  # a station is told of at most so often
 LOOK_SECONDS = 1.0  # for stations that have fallen silent
 HOUSE_SECONDS = 30.0
+STALLED_SECONDS = 60.0  # after which a browser that takes nothing is cut off
 RIGHTS_SECONDS = 30.0  # who listens is asked again so often whether they may
 MAX_BODY = 16 * 2**10  # bytes of a request
 MAX_PAGE = 200  # alerts
@@ -230,14 +231,15 @@ class _Api:
         return _json(self._me(self.access.viewer(request)))
 
     def _me(self, viewer: Viewer) -> dict[str, Any]:
+        unknown = {"where": "", "connected": True, "trouble": None}  # to who may not look
         return {
             "user": viewer.user,
             "may_act": viewer.may_act,
             "may_look": viewer.may_look,
             "login": self.access.has_login,
             "csrf": self.access.token(viewer),
-            "version": __version__,
-            "broker": self._feed.broker,
+            "version": __version__ if viewer.may_look else "",
+            "broker": self._feed.broker if viewer.may_look else unknown,
         }
 
     async def log_in(self, request: Request) -> Response:
@@ -437,13 +439,23 @@ class _Api:
             finally:
                 self._events.leave(listener)
 
-        return EventSourceResponse(stream(), ping=PING_SECONDS)
+        return _Stream(stream(), ping=PING_SECONDS, send_timeout=STALLED_SECONDS)
 
     def _known(self, request: Request) -> str:
         path = _path(request)
         if path not in self._fleet:
             raise RefusedError("not-found: no such station", 404)
         return path
+
+
+class _Stream(EventSourceResponse):
+    """Ends where the browser takes nothing any more, which is no fault of ours."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            log.info("a browser takes no more events; cut off")
 
 
 class _Static(StaticFiles):

@@ -26,6 +26,7 @@ DAY = 86_400.0
 _RATE_SECONDS = 5.0  # over which frames are counted
 _WORDS = 500  # characters of a reason
 _SNAPSHOT_BYTES = 64 * 2**20  # of all stations together
+_SILENT_SECONDS = 300.0  # without any message, where it is not known how often health messages come
 _SILENT_PERIODS = 3  # health messages that failed to come
 _SETTLED = 600.0  # seconds after its start, by which a station has told what its last run left open
 
@@ -59,6 +60,7 @@ class _Station:
     status: Status | None = None
     since: datetime | None = None
     seen: float | None = None  # when it last spoke; a retained message does not count
+    heard: float = 0.0  # the same, but what the broker had kept counts, too
     clock: float | None = None  # seconds by which the station's is ahead of ours
     confirmed: bool = False  # that it is as `status` says, since we are connected
     info: dict[str, Any] | None = None
@@ -149,6 +151,7 @@ class Fleet:
             station = self._station(path)
             if station is None:
                 return False
+            station.heard = now
             if not retained:
                 station.seen, station.confirmed = now, True
                 if message.seq:
@@ -210,7 +213,7 @@ class Fleet:
             if station is None:
                 return False
             if live:
-                station.seen, station.confirmed = now, True
+                station.seen, station.confirmed, station.heard = now, True, now
             if new:
                 station.opened.append(record.opened_at.timestamp())
             if record.state == "open":
@@ -244,7 +247,7 @@ class Fleet:
             if station is None:
                 return False
             station.snapshot, station.snapshot_at = jpeg, now
-            station.seen = now
+            station.seen = station.heard = now
             held = sorted((s for s in self._stations.values() if s.snapshot), key=lambda s: s.snapshot_at)
             size = sum(len(s.snapshot or b"") for s in held)
             while size > _SNAPSHOT_BYTES and len(held) > 1:
@@ -401,10 +404,9 @@ class Fleet:
             return "unknown", ["no-status: the station has not said how it is"]
         if not station.confirmed:
             return "unknown", [f"not-confirmed: was {status.state} when last heard of; nothing was heard since"]
-        period, seen = station.health_period, station.seen
-        if status.state in ("online", "degraded") and period is not None and seen is not None:
-            silent = now - seen
-            if silent > _SILENT_PERIODS * period + 10:
+        if status.state in ("online", "degraded"):
+            period, silent = station.health_period, now - station.heard
+            if silent > (_SILENT_SECONDS if period is None else _SILENT_PERIODS * period + 10):
                 return "unknown", [f"silent: nothing was heard for {silent:.0f} s"]
         reasons = status.reasons
         if status.state in ("online", "degraded"):

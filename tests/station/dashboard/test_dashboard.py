@@ -351,7 +351,8 @@ def test_hidden_from_who_has_not_logged_in(tmp_path: Path, broker: Mosquitto) ->
         visitor = Visitor(dashboard)
         for path in ("/api/stations", "/api/events", "/api/alerts", f"/api/alerts/{PATH}/a/image", "/api/export.zip"):
             assert visitor.get(path).status == 401, path
-        assert visitor.get("/api/me").json["may_look"] is False
+        me = visitor.get("/api/me").json
+        assert (me["may_look"], me["broker"]["where"], me["version"]) == (False, "", "")
         visitor.log_in("ann")
         assert visitor.get("/api/stations").status == 200
 

@@ -85,6 +85,13 @@ def test_silence_is_noticed(fleet):
     assert fleet.view(PATH, NOW + 61)["state"] == "online"
 
 
+def test_the_broker_s_word_for_a_station_that_never_speaks(fleet):
+    """A broker that was killed knows no last wills, and may have kept an `online` of long ago."""
+    fleet.take(PATH, status(), NOW, retained=True)
+    assert fleet.view(PATH, NOW + 60)["state"] == "online"
+    assert fleet.view(PATH, NOW + 301)["reasons"] == ["silent: nothing was heard for 301 s"]
+
+
 def test_what_only_health_tells_is_told_beside(fleet):
     fleet.take(PATH, status("degraded", "camera-black: mean 2"), NOW)
     fleet.take(PATH, health_message(reasons=["camera-black: mean 1", "drift: higher"]), NOW)
