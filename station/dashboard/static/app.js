@@ -80,7 +80,7 @@ const act = {
 };
 
 document.getElementById("bar").append(
-  h("a", { href: "/", class: "brand" }, h("img", { src: "/static/icon.svg", alt: "", width: 28, height: 28 }), h("span", {}, "Inspection")),
+  h("a", { href: "/", class: "brand", "aria-label": "Inspection: stations" }, h("img", { src: "/static/icon.svg", alt: "", width: 28, height: 28 }), h("span", {}, "Inspection")),
   nav,
   h("div", { class: "tools" }, bigTool.button, soundTool.button, themeTool.button, helpTool.button, person),
 );
