@@ -98,12 +98,12 @@ def screenshot(tmp_path: Path) -> Screenshot:
     """``screenshot(page, name)`` → the picture's path: docs/images/<name>.png if SCREENSHOTS=1, else a scratch file."""
 
     def take(page: "Page", name: str, *, full_page: bool = False) -> Path:
-        folder = IMAGES if os.environ.get("SCREENSHOTS") == "1" else tmp_path
         picture = page.screenshot(full_page=full_page, animations="disabled")
-        if len(picture) > _LARGEST:
+        keep = os.environ.get("SCREENSHOTS") == "1"
+        if keep and len(picture) > _LARGEST:
             picture = _fewer_colours(picture)
-        assert len(picture) <= _LARGEST, f"{name}.png takes {len(picture)} bytes, more than {_LARGEST}"
-        path = folder / f"{name}.png"
+            assert len(picture) <= _LARGEST, f"{name}.png takes {len(picture)} bytes, more than {_LARGEST}"
+        path = (IMAGES if keep else tmp_path) / f"{name}.png"
         path.write_bytes(picture)
         return path
 
