@@ -149,14 +149,12 @@ def calibrate(
     balanced accuracy, unless --false-alarms is given too; both are reported.
 
     Take frames that the model was not trained on, for those score too low.
-
-    Beside the calibration goes a report, the same name with .html: look at
-    it. Is one of the highest-scoring patches really a defect?
     A few hundred, better thousands, of different products at different times
     of day. Neighbouring frames of a video repeat each other and count less.
 
     Writes calibration.json, and beside it a picture (.svg) and a report
-    (.html). Ctrl-C while frames come from the camera goes on with those there
+    (.html): look at it. Is one of the highest-scoring patches really a
+    defect? Ctrl-C while frames come from the camera goes on with those there
     are.
 
     After drift, --from-recent calibrates on what the station has seen of

@@ -227,6 +227,7 @@ def test_few_frames_write_nothing(bundle, tmp_path):
         (("--bundle", "b", "--good", ".", "--false-alarms", "2"), "between 0 and 1"),
         (("--bundle", "b", "--good", ".", "--false-alarms", "1/fortnight"), "1/shift"),
         (("--bundle", "b", "--good", ".", "--fps", "0"), "--fps"),
+        (("--bundle", "b", "--good", ".", "--fps", "nan"), "--fps"),
         (("--bundle", "b", "--good", ".", "--out", "calibration.html"), "must end in .json"),
         (("--bundle", "b", "--good", ".", "--frames", "3"), "greater than or equal to 20"),
     ],
