@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from station.control import _VERB
-from station.messages import MESSAGES, VERBS, Alert, Feedback, Info, Reply, Score, Status
+from station.messages import MESSAGES, VERBS, Feedback, Info, Reply, Score, Status
 from tests.support.mill import Mill, run_mill
 from tests.support.mosquitto import need
 from tests.support.pages import Block, blocks
@@ -129,14 +129,14 @@ def ask(plant: Mill, verb: str, payload: bytes = b"") -> Reply:
 
 
 def test_pause_and_resume(plant: Mill) -> None:
-    desk = plant.desk
+    desk, heard = plant.desk, len(plant.alerts())
     plant.line.defective = True
-    desk.wait_for(lambda _: desk.on("/alert"))
+    desk.wait_for(lambda _: len(plant.alerts()) > heard)
     ask(plant, "pause", b'{"by": "ann"}')
     desk.wait_for(lambda _: plant.state() == "degraded")
     [reason] = Status.model_validate_json(desk.on("/status")[-1]).reasons
     assert reason.startswith("paused: by ann")
-    desk.wait_for(lambda _: Alert.model_validate_json(desk.on("/alert")[-1]).event == "close")
+    desk.wait_for(lambda _: plant.alerts()[-1].event == "close")
     first = ask(plant, "snapshot").result
     last = first
     while frame_of(last) < frame_of(first) + 10:  # the camera goes on
