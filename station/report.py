@@ -174,7 +174,7 @@ class Report:
         defect: lowest-scoring defective frames, lowest first.
         places: (map of the scores, mean of the frames), SVG; None where the frame is a single patch.
         findings: parts of the frame that score higher than others.
-        out: path of calibration.json, as the settings would name it.
+        out: path of calibration.json, for the settings to name; None: they do.
         change: for a calibration from recent frames.
     """
 
@@ -186,7 +186,7 @@ class Report:
     defect: Sequence[Exhibit]
     places: tuple[str, str] | None
     findings: Sequence[Finding]
-    out: str
+    out: str | None
     change: Change | None = None
 
 
@@ -271,7 +271,7 @@ def render(report: Report) -> str:
     return document(
         title=f"Calibration of {calibration.bundle_name}",
         kicker=f"Calibration of {calibration.bundle_name}, {calibration.created_at:%Y-%m-%d %H:%M} UTC",
-        headline=f"Threshold {calibration.threshold:,.5g}",
+        headline=f"Threshold {calibration.threshold:.5g}",
         lead=first,
         head=paragraphs(*rest) + cards(_cards(report)),
         sections=sections,
@@ -354,10 +354,12 @@ def _places(report: Report) -> str:
     if report.places is None:
         return ""
     scores, average = report.places
-    words = [finding.words() for finding in report.findings] or [
-        "No side of the frame and no place in it scores clearly higher than the others."
-    ]
-    told = "".join(f"<p class='finding{' bad' if report.findings else ''}'>{escape(text)}</p>" for text in words)
+    told = "".join(
+        f"<p class='finding{' bad' if finding.mends else ''}'>{escape(finding.words())}</p>"
+        for finding in report.findings
+    )
+    if not report.findings:
+        told = "<p class='finding'>No side of the frame and no place in it scores clearly higher than the others.</p>"
     even = "Every field is a place where a patch is cut. Even colour means even light, focus and material."
     mean = "What stays while the product moves: dark corners, dirt on the lens, edges."
     return f"{told}<div class='charts'>{figure(scores, even)}{figure(average, mean)}</div>"
@@ -384,7 +386,7 @@ def _next_steps(report: Report) -> list[str]:
             f"{link('Highest patches', 'Look at the patches that score highest')}: they decide the threshold. A defect "
             "among them, and its frame must go before you calibrate again."
         )
-    if report.findings:
+    if any(finding.mends for finding in report.findings):
         found.append(
             f"{link('By place', 'See where in the frame scores are high')}: one part scores higher than the rest, and "
             "there the same threshold is stricter. Mend light, lens or region of interest first, then calibrate again."
@@ -412,8 +414,9 @@ def _next_steps(report: Report) -> list[str]:
             f"{link('Lowest defects', passed)}. If they must not, allow more false alarms "
             f"({link('False alarms', 'what that costs')}), or train for longer."
         )
+    if report.out is not None:
+        found.append(f'Name the file in the station\'s settings: <code>calibration = "{escape(report.out)}"</code>.')
     found += [
-        f'Name the file in the station\'s settings: <code>calibration = "{escape(report.out)}"</code>.',
         "Prove the set-up: <code>station check --config station.toml</code>.",
         "Start it: <code>station run --config station.toml</code>.",
         "Put a known defect in front of the camera. No alert? The threshold is too high, or the defect too small.",

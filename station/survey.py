@@ -99,6 +99,11 @@ class Finding:
     excess: float
     at: tuple[int, int] | None = None
 
+    @property
+    def mends(self) -> bool:
+        """Whether there is something to mend; a pattern of the product itself is none."""
+        return self.where not in ("columns", "rows")
+
     def words(self) -> str:
         """What it is and what helps, in plain words."""
         much = f"by {100 * self.excess:.0f} % of the way from an ordinary patch to the threshold"

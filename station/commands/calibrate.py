@@ -205,6 +205,7 @@ def calibrate(
         exhibits,
         show_frames(defect_set.kept, calibration.threshold),
         change,
+        named=plan.settings is not None and plan.settings.calibration == plan.out,
     )
     if plan.recent is not None and change is not None:
         _confirm(console, plan.out, files, change, yes=yes)

@@ -61,6 +61,8 @@ def make_files(
     good_exhibits: Sequence[Exhibit],
     defect_exhibits: Sequence[Exhibit],
     change: Change | None,
+    *,
+    named: bool,
 ) -> dict[Path, bytes]:
     """The files of the result by path, the calibration last: without its report it must not be there.
 
@@ -74,6 +76,7 @@ def make_files(
         good_exhibits: highest-scoring good frames.
         defect_exhibits: lowest-scoring defective frames.
         change: for a calibration from recent frames.
+        named: whether the settings name this calibration already.
     """
     drawn = _draw_charts(calibration, good, defect)
     places, threshold = survey.places(), calibration.threshold
@@ -86,7 +89,7 @@ def make_files(
         defect=defect_exhibits,
         places=None if places is None else _draw_places(places, threshold),
         findings=findings(places, threshold) if places else (),
-        out=os.fspath(out),
+        out=None if named else os.fspath(out),
         change=change,
     )
     return {

@@ -22,9 +22,9 @@ from tests.support.pages import commands
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-# As many as it takes; for the documentation's pictures as many as a user has.
-N_GOOD, N_TEST_GOOD, N_DEFECTS = (200, 60, 50) if os.environ.get("SCREENSHOTS") == "1" else (24, 6, 10)
-SMALL = {"width": 1100, "height": 640}
+# As many as it takes; for the documentation's pictures more.
+N_GOOD, N_TEST_GOOD, N_DEFECTS = (100, 30, 25) if os.environ.get("SCREENSHOTS") == "1" else (24, 6, 10)
+SMALL = {"width": 1200, "height": 680}
 SETTINGS = """\
 bundle = "bundles/leather"
 calibration = "calibration.json"

@@ -1,5 +1,6 @@
 import itertools
 import json
+from html import unescape
 
 import cv2
 import numpy as np
@@ -77,6 +78,7 @@ def test_from_good_frames(bundle, good, tmp_path):
     page = out.with_suffix(".html").read_text()
     assert page.count("<img alt='frame ") == 6
     assert page.count("<img alt='patch ") == 24
+    assert f'calibration = "{out}"' in unescape(page), "no settings name it yet"
     assert "Score by place in the frame" in page
     assert "60 good frames are few for a budget of 1 in 100" in page
     assert "60 good frames are few" in result.stdout
@@ -179,6 +181,8 @@ def test_from_the_camera_of_the_settings(bundle, good, tmp_path):
     assert calibration.camera.roi == settings.camera.roi
     assert calibration.camera.source == f"folder:{good}"
     assert calibration.frame_score == "mean_top_k"
+    page = settings.calibration.with_suffix(".html").read_text()
+    assert "Name the file in the station" not in page, "the settings do already"
 
 
 def test_camera_that_ends_early_is_told(bundle, good, tmp_path):
