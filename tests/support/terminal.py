@@ -24,7 +24,8 @@ class Terminal:
     """``with Terminal(["bash"], size=(80, 24)) as terminal: …``.
 
     Attributes:
-        raw: all bytes that the program has written.
+        program: its name.
+        raw: all bytes that it has written.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Terminal:
         environment: Mapping[str, str] | None = None,
         folder: Path = REPOSITORY,
     ) -> None:
+        self.program = Path(command[0]).name
         self.raw = b""
         self._screen = pyte.Screen(*size)
         self._stream = pyte.ByteStream(self._screen)

@@ -19,6 +19,7 @@ from station.watching.lines import Lines
 from station.watching.terminal import split_keys
 from tests.support.line_of_stations import PREFIX, alert, names, opening, scores
 from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.pages import commands
 from tests.support.terminal import Terminal
 
 STATION = "mill/3/left"
@@ -253,3 +254,24 @@ def test_lines_may_be_had_on_a_terminal_too(broker: Mosquitto, plant: Plant) -> 
         terminal.type("\x03")
         assert terminal.wait() == 0
         assert b"\x1b[?1049h" not in terminal.raw
+
+
+def test_the_commands_of_the_documentation(tmp_path: Path, broker: Mosquitto, plant: Plant) -> None:
+    live, piped = (command for command in commands("docs/terminal.md") if command.startswith("station watch"))
+    site, line, name = STATION.split("/")
+    (tmp_path / "station.toml").write_text(
+        f'[station]\nsite = "{site}"\nline = "{line}"\nname = "{name}"\n[mqtt]\nhost = "{HOST}"\nport = {broker.port}\n'
+    )
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "STATION_MQTT__PORT": str(broker.port),
+    }
+    plant.say(STATION, opening(STATION, 0)[0])
+    for command, wanted in ((live.replace("broker.plant", HOST), f"● online   {STATION}"), (piped, "alert open")):
+        with Terminal(["bash", "-c", command], environment=environment, folder=tmp_path) as terminal:
+            if "|" in command:
+                broker.wait_for_subscription(f"{PREFIX}/{STATION}/#")
+                plant.say(STATION, alert("open", 1))
+            terminal.wait_for(lambda text, w=wanted: w in text)
+            terminal.type("\x03")
+            terminal.wait()
