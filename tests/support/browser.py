@@ -117,7 +117,7 @@ def _fewer_colours(png: bytes) -> bytes:
     with Image.open(io.BytesIO(png)) as picture:
         for colours in (256, 128, 64):
             out = io.BytesIO()
-            picture.convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            picture.convert("RGB").quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
                 out, "PNG", optimize=True
             )
             if out.tell() <= _LARGEST:

@@ -3,6 +3,7 @@ import * as api from "./api.js";
 import { h, say } from "./dom.js";
 import { remember, remembered, onColours } from "./preferences.js";
 import { go } from "./router.js";
+import { store } from "./store.js";
 import { clock, count, score as number, times } from "./words.js";
 
 const RANGES = [[15, "15 min"], [60, "1 h"], [480, "8 h"], [1440, "24 h"]];
@@ -44,6 +45,7 @@ export function chart(path, signal) {
   const bucket = () => Math.max(1, (minutes * 60) / 1000); // seconds of one point
 
   async function load() {
+    if (!store.stations.has(path)) return; // not heard of it yet
     const mine = ++asked;
     let told;
     try {

@@ -123,6 +123,7 @@ function slots(label, shape, words) {
     tiles: () => places.filter(({ key }) => key !== null).map(({ tile }) => tile),
     update(wanted, make) {
       const told = new Map(wanted);
+      const had = places.length;
       for (const place of places) if (!told.has(place.key)) place.key = null;
       for (const [key, one] of told) {
         let place = places.find((known) => known.key === key);
@@ -137,7 +138,7 @@ function slots(label, shape, words) {
       const before = node.scrollWidth;
       place(node, places.length ? places.map(({ tile }) => tile.node) : store.loaded ? [calm] : []);
       // What has just come must be seen, unless somebody is about to press something here.
-      if (before && node.scrollWidth > before && !node.matches(":hover, :focus-within")) node.scrollLeft = node.scrollWidth;
+      if (had && node.scrollWidth > before && !node.matches(":hover, :focus-within")) node.scrollLeft = node.scrollWidth;
     },
   };
 }

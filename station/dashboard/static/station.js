@@ -113,7 +113,8 @@ export function stationPageOf(root, { site, line, name }, signal) {
     h("section", { class: "panel health", "aria-labelledby": "health-title" }, h("div", { class: "panel-head" }, h("h2", { id: "health-title" }, "Health"), healthAge), healthBody),
   );
 
-  let seen = { health: null, info: null, frame: null, reasons: "" };
+  let heard = false;
+  const seen = { health: null, info: null, frame: null, reasons: "" };
   const known = new Map(); // alerts by id, and their tiles
 
   function drawReasons(station) {
@@ -136,6 +137,10 @@ export function stationPageOf(root, { site, line, name }, signal) {
     show(missing, store.loaded && !station);
     acts.update();
     if (!station) return;
+    if (!heard) {
+      heard = true;
+      scores.reload();
+    }
     const how = condition(station);
     mark(root, "data-tone", how.tone);
     redraw(state, how.icon);
@@ -213,7 +218,7 @@ export function stationPageOf(root, { site, line, name }, signal) {
     latest();
   }, signal);
   everySecond(tick, signal);
-  const look = watching(() => [path], signal);
+  const look = watching(() => (store.stations.has(path) ? [path] : []), signal);
   draw();
   if (store.loaded) latest();
   return {
