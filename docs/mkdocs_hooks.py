@@ -1,12 +1,15 @@
 """What mkdocs needs to know about this repository; named in mkdocs.yml.
 
 Pages link to files outside docs/ (a broker's access list, measured figures). Those files come with the site, below
-``files/``, so that the links work there as they do in the checkout. Decisions join the navigation by themselves.
+``files/``, so that the links work there as they do in the checkout; a folder comes with a list of its files. Decisions
+join the navigation by themselves.
 """
 
 import re
+from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -17,6 +20,9 @@ from mkdocs.structure.pages import Page
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)\s#])")
 _CODE = re.compile(r"`[^`\n]+`")
 FILES = "files"
+_LISTING = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<h1>{title}</h1><ul>{entries}</ul></html>
+"""
 
 
 def _outside(page: str, target: str, root: Path) -> PurePosixPath | None:
@@ -28,15 +34,15 @@ def _outside(page: str, target: str, root: Path) -> PurePosixPath | None:
         root: the repository.
 
     Raises:
-        PluginError: it leaves docs/ and leads to no file.
+        PluginError: it leaves docs/ and leads nowhere.
     """
     if target.startswith("/"):
         return None  # mkdocs itself complains
     path = ((root / "docs" / page).parent / target).resolve()
     if path.is_relative_to(root / "docs") or not path.is_relative_to(root):
         return None
-    if not path.is_file():
-        raise PluginError(f"docs/{page} links to {target}, which is no file")
+    if not path.exists():
+        raise PluginError(f"docs/{page} links to {target}, which does not exist")
     return PurePosixPath(path.relative_to(root).as_posix())
 
 
@@ -51,12 +57,20 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take in the files outside docs/ that pages link to."""
     root = Path(config.docs_dir).parent
-    for page in files.documentation_pages():
-        for target in _LINK.findall(page.content_string):
-            path = _outside(page.src_uri, target, root)
-            if path is not None and files.get_file_from_path(f"{FILES}/{path}") is None:
-                # As bytes: mkdocs would take a README.md among them for a page.
-                files.append(File.generated(config, f"{FILES}/{path}", abs_src_path=str(root / path)))
+    links = (
+        (page.src_uri, link) for page in files.documentation_pages() for link in _LINK.findall(page.content_string)
+    )
+    linked = {path for page, link in links if (path := _outside(page, link, root)) is not None}
+    for path in sorted(linked):
+        if (root / path).is_dir():
+            names = sorted(file.name for file in (root / path).iterdir() if file.is_file())
+            entries = "".join(f'<li><a href="{quote(name)}">{escape(name)}</a></li>' for name in names)
+            page = _LISTING.format(title=escape(str(path)), entries=entries)
+            files.append(File.generated(config, f"{FILES}/{path}/index.html", content=page))
+            linked |= {path / name for name in names}
+    for path in sorted(linked):
+        if (root / path).is_file():
+            files.append(File.generated(config, f"{FILES}/{path}", abs_src_path=str(root / path)))
     return files
 
 
@@ -65,8 +79,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     up = "../" * page.file.src_uri.count("/")
 
     def turned(link: re.Match[str]) -> str:
-        path = _outside(page.file.src_uri, link[0], Path(config.docs_dir).parent)
-        return link[0] if path is None else f"{up}{FILES}/{path}"
+        root = Path(config.docs_dir).parent
+        path = _outside(page.file.src_uri, link[0], root)
+        if path is None:
+            return link[0]
+        return f"{up}{FILES}/{path}" + ("/index.html" if (root / path).is_dir() else "")
 
     lines = _LINK.sub(turned, markdown).splitlines()
     # GitHub needs the bar of a table's code escaped; here it would be shown with the backslash.
@@ -74,6 +91,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         _CODE.sub(lambda code: code[0].replace("\\|", "|"), line) if line.startswith("|") else line for line in lines
     )
     return "\n".join(cells)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - mkdocs names them
+    """Make the empty corner of a table a cell: a heading that says nothing is read out as one."""
+    return html.replace("<th></th>", "<td></td>")
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:  # noqa: ARG001 - mkdocs names them

@@ -82,7 +82,12 @@ def test_links_to_other_files_of_the_repository_lead_to_them(site: Path):
     links = {link.partition("#")[0] for path in site.glob("*.html") for link in Fetched(path.read_text()).links}
     files = [urllib.parse.unquote(link.removeprefix("files/")) for link in links if link.startswith("files/")]
     assert "deploy/mosquitto/acl" in files
-    for file in files:
+    listed = {file.removesuffix("/index.html") for file in files if not (REPOSITORY / file).exists()}
+    for folder in listed:
+        listing = Fetched((site / "files" / folder / "index.html").read_text()).links
+        assert set(listing) == {file.name for file in (REPOSITORY / folder).iterdir() if file.is_file()}
+        files += [f"{folder}/{name}" for name in listing]
+    for file in (file for file in files if file.removesuffix("/index.html") not in listed):
         assert (site / "files" / file).read_bytes() == (REPOSITORY / file).read_bytes()
 
 
