@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from engines.engine import Float32Array, PatchScores
-from engines.manifest import Description
+from engines.manifest import Description, Standards
 from engines.tiling import PatchGrid
 
 _FINE_SIGMA = 2.5
@@ -33,15 +33,17 @@ class Judging:
     Attributes:
         lambda_: weight of the feature error, eq. 7.
         smoothing: standard deviation of the Gaussian that smooths the anomaly map, prepared pixels; None: no map.
+        standards: what the smoothed map of good frames looks like by place; None: it is judged as it is.
     """
 
     lambda_: float
     smoothing: float | None = None
+    standards: Standards | None = None
 
     @classmethod
     def of(cls, description: Description) -> "Judging":
         """As the bundle's manifest says."""
-        return cls(description.lambda_, description.smoothing)
+        return cls(description.lambda_, description.smoothing, description.standards)
 
     def __call__(self, scores: PatchScores, grid: PatchGrid) -> Judged:
         """Judge a frame.
@@ -56,9 +58,21 @@ class Judging:
         if self.smoothing is None or scores.anomaly_map is None:
             return Judged(scores.anomaly_score(self.lambda_), grid.assemble(scores.residual))
         heat = smoothed(grid.assemble(scores.anomaly_map), self.smoothing)
+        if self.standards is not None:
+            heat = standardised(heat, self.standards)
         P = grid.patch
         peaks = [heat[y : y + P, x : x + P].max() for y, x in grid.origins]
         return Judged(np.asarray(peaks, np.float32), heat)
+
+
+def standardised(heat: Float32Array, standards: Standards) -> Float32Array:
+    """A smoothed map in deviations from what its places are used to; float32 (h, w)."""
+    height, width = heat.shape
+    mean, deviation = (
+        cv2.resize(np.array(rows, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        for rows in (standards.mean, standards.deviation)
+    )
+    return np.asarray((heat - mean) / deviation, np.float32)
 
 
 def smoothed(image: Float32Array, sigma: float) -> Float32Array:

@@ -61,6 +61,31 @@ class Network(_Model):
     )
 
 
+Row = Annotated[tuple[Annotated[float, Field(allow_inf_nan=False)], ...], Field(min_length=1, max_length=64)]
+Rows = Annotated[tuple[Row, ...], Field(min_length=1, max_length=64)]
+
+
+class Standards(_Model):
+    """What the smoothed anomaly map of good frames looks like, by place in the frame.
+
+    Vignetting, the rim of a part or a seam that every frame shows is no defect: the map is judged in deviations from
+    what its place is used to. Both are on one coarse grid over the frame (its ROI), from top left, row by row.
+    """
+
+    mean: Rows
+    deviation: Rows
+    n_frames: int = Field(ge=2, description="Good frames that they were measured on; none was trained on.")
+
+    @model_validator(mode="after")
+    def _grid(self) -> "Standards":
+        shapes = {tuple(map(len, rows)) for rows in (self.mean, self.deviation)}
+        if len(shapes) != 1 or len(set(*shapes)) != 1:
+            raise ValueError("mean and deviation must be on the same rectangular grid")
+        if min(map(min, self.deviation)) <= 0:
+            raise ValueError("deviations must be above 0")
+        return self
+
+
 class Tensor(_Model):
     """Name, dtype and shape of one graph input or output; -1 is the dynamic number of patches."""
 
@@ -99,6 +124,9 @@ class Description(_Model):
         description="The graph gives an anomaly_map; a frame is judged by it, smoothed by a Gaussian of this standard "
         "deviation (prepared pixels). null: by A(x) of its patches, eq. 7.",
     )
+    standards: Standards | None = Field(
+        default=None, description="By which the smoothed map is standardised before it is judged; null: not."
+    )
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     training: Training
@@ -114,6 +142,8 @@ class Description(_Model):
     @model_validator(mode="after")
     def _patches_in_scores_out(self) -> "Description":
         wanted = scorer_tensors(self.preprocessing.patch_size, anomaly_map=self.smoothing is not None)
+        if self.standards is not None and self.smoothing is None:
+            raise ValueError("standards are for an anomaly map, which needs smoothing")
         if (self.inputs, self.outputs) != wanted:
             raise ValueError(
                 "inputs and outputs are not those of a scorer of "

@@ -13,7 +13,7 @@ from train.networks import Critic, Encoder, Generator, Locator
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BEST_FILE = "best.pt"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Trained:
         config: the run's settings.
         colour: what the training images were.
         images: the training images' paths.
+        held_out: paths of good images that were not trained on.
         fingerprint: sha256 over the training data.
         step: training steps done.
         seconds: time spent on them.
@@ -42,6 +43,7 @@ class Trained:
     config: FitConfig
     colour: Literal["rgb", "gray"]
     images: list[Path]
+    held_out: list[Path]
     fingerprint: str
     step: int
     seconds: float
@@ -106,6 +108,7 @@ def load_trained(run: Path) -> Trained:
         config=config,
         colour=state["colour"],
         images=[Path(p) for p in state["images"]],
+        held_out=[Path(p) for p in state["held_out"]],
         fingerprint=state["fingerprint"],
         step=state["step"],
         seconds=state["seconds"],

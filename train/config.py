@@ -31,6 +31,12 @@ class FitConfig(BaseModel):
     )
     flip: bool = Field(default=False, description="Random mirroring, left-right and up-down.")
 
+    holdout: Unit = Field(
+        default=0.15,
+        lt=1,
+        description="Share of the images that is not trained on: at export they tell what good material scores.",
+    )
+
     # Networks.
     width: int = Field(default=8, ge=1, le=256)
     latent_size: int = Field(default=64, ge=1)
@@ -108,6 +114,7 @@ def preset(name: str) -> dict[str, object]:
     authors = {
         "bias": False,
         "locator": False,
+        "holdout": 0.0,
         "warm_start": 0.0,
         "batch_size": 32,
         "lr": 1e-4,

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,8 @@ from engines.tiling import Tiler
 from train.config import FitConfig
 from train.errors import DataError
 
+FEWEST_HELD_OUT = 8  # fewer say nothing of what good material scores, and are better trained on
+
 
 @dataclass(frozen=True)
 class TrainingImages:
@@ -25,6 +27,7 @@ class TrainingImages:
     Attributes:
         images: uint8 (H, W, 1) when all are grey, else (H, W, 3) RGB; resized as the configuration says.
         paths: where each came from.
+        held_out: images that are not trained on.
         colour: what the images turned out to be, or were told to be.
         fingerprint: sha256 over the sorted (name, size, content hash) of all files.
         skipped: unreadable files that were left out.
@@ -35,6 +38,7 @@ class TrainingImages:
     colour: Literal["rgb", "gray"]
     fingerprint: str
     skipped: list[str]
+    held_out: list[Path] = field(default_factory=list)
 
 
 def find_training_images(data: Path) -> list[Path]:
@@ -109,7 +113,24 @@ def load_training_images(
     if not grey:
         images = [np.repeat(i, 3, axis=2) if i.shape[2] == 1 else i for i in images]
     fingerprint = hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest()
-    yield TrainingImages(images, good, "gray" if grey else "rgb", fingerprint, bad)
+    colour: Literal["rgb", "gray"] = "gray" if grey else "rgb"
+    kept = held_out(len(images), config)
+    yield TrainingImages(
+        [image for i, image in enumerate(images) if i not in kept],
+        [path for i, path in enumerate(good) if i not in kept],
+        colour,
+        fingerprint,
+        bad,
+        [path for i, path in enumerate(good) if i in kept],
+    )
+
+
+def held_out(n: int, config: FitConfig) -> frozenset[int]:
+    """Which of ``n`` images are not trained on: a share of them drawn by the seed; none of a handful."""
+    count = round(config.holdout * n)
+    if count < FEWEST_HELD_OUT:
+        return frozenset()
+    return frozenset(np.random.default_rng(config.seed).permutation(n)[:count].tolist())
 
 
 def is_grey(image: UInt8Array) -> bool:

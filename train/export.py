@@ -38,13 +38,15 @@ from train.networks import Locator
 from train.quantization import quantize_graph
 from train.scorer import MapScales, Scorer
 from train.sheet import Case, draw_sheet, pick_cases, show
+from train.standards import fit_standards
 
 log = structlog.get_logger(__name__)
 
 LOWER_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 EXAMPLE_IMAGES = 3
 SCALE_PATCHES = 1024  # of the training images, for the scales of the anomaly map
-SCORED_IMAGES = 100  # training images whose scores the model card sums up
+STANDARD_IMAGES = 200  # held-out images that the standards by place are measured on
+SCORED_IMAGES = 100  # good images whose scores the model card sums up
 
 _RECORD_KEYS = {"step", "seconds"}  # of a history record; the rest are losses
 
@@ -78,9 +80,10 @@ def export_run(
     description = describe(trained, preprocessing, name)
     scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator)
     images = [path for path in trained.images if path.is_file()]
+    unseen = [path for path in trained.held_out if path.is_file()]
     if trained.locator is not None:
         on_stage("measuring good material")
-        scorer.scales = fit_scales(trained, trained.locator, images, preprocessing)
+        scorer.scales = fit_scales(trained, trained.locator, unseen or images, preprocessing)
 
     on_stage("writing the graph")
     graph = export_graph(scorer, preprocessing.patch_size)
@@ -93,8 +96,14 @@ def export_run(
         engine = open_engine(draft, EngineSettings(backend="onnxruntime"))
         try:
             frames = FrameScorer(draft, engine)
-            on_stage("scoring training images")
-            scores = [frames.score(path).score for path in _spread(images, SCORED_IMAGES)]
+            if trained.locator is not None and unseen:
+                on_stage("measuring good material by place")
+                maps = (frames.score(path).heat for path in _spread(unseen, STANDARD_IMAGES))
+                description = description.model_copy(update={"standards": fit_standards(maps)})
+                draft = write_bundle(draft.path, description, graph, selftest, "draft", lower)
+                frames = FrameScorer(draft, engine)
+            on_stage("scoring good images")
+            scores = [frames.score(path).score for path in _spread(unseen or images, SCORED_IMAGES)]
             pictures = _pictures(trained, images, frames, graph)
             evaluation: Evaluation | None = None
             if labelled:
@@ -193,13 +202,13 @@ def make_selftest(scorer: Scorer, images: list[Path], preprocessing: Preprocessi
 
 @torch.no_grad()
 def fit_scales(trained: Trained, locator: Locator, images: list[Path], preprocessing: Preprocessing) -> MapScales:
-    """Medians and 99.9th percentiles of residual and of the locator's log-odds over patches of the training images.
+    """Medians and 99.9th percentiles of residual and of the locator's log-odds over patches of good images.
 
     Raises:
-        DataError: the training images are not where they were.
+        DataError: there are none any more.
     """
     if not images:
-        raise DataError("the training images are not where they were; exporting a run with a locator needs them")
+        raise DataError("the good images are not where they were; exporting a run with a locator needs them")
     scaled: list[list[torch.Tensor]] = [[], []]
     for chunk in torch.split(
         torch.from_numpy(draw_patches(images, preprocessing, SCALE_PATCHES, np.random.default_rng(0))), 64

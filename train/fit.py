@@ -227,6 +227,7 @@ class Trainer:
             "config": self.config.model_dump_json(by_alias=True),
             "colour": self.data.colour,
             "images": [str(p) for p in self.data.paths],
+            "held_out": [str(p) for p in self.data.held_out],
             "fingerprint": self.data.fingerprint,
             "step": self.step,
             "adversarial_step": self.adversarial_step,

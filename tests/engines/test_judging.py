@@ -1,11 +1,13 @@
 import cv2
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from engines.bundle import read_bundle
 from engines.engine import EngineSettings, PatchScores
 from engines.errors import SelfTestError
-from engines.judging import Judging, smoothed
+from engines.judging import Judging, smoothed, standardised
+from engines.manifest import Standards
 from engines.opening import open_engine
 from engines.selftest import run_selftest
 from engines.tiling import Tiler
@@ -91,3 +93,49 @@ def test_the_engine_returns_the_map_and_the_self_test_counts_it(bundle):
     with pytest.raises(SelfTestError, match="gives a anomaly_map"):
         run_selftest(Forgetful(), bundle)
     engine.close()
+
+
+def standards(mean, deviation):
+    return Standards(mean=mean, deviation=deviation, n_frames=9)
+
+
+def test_what_a_place_is_used_to_is_no_defect(grid):
+    """A frame whose left half always differs: only what is more than that stands out."""
+    usual = np.zeros((90, 140), np.float32)
+    usual[:, :60] = 7
+    strange = usual.copy()
+    strange[40:50, 100:110] += 3
+    used_to = standards([[7.0, 0.0]], [[2.0, 0.5]])
+    assert Judging(0.1, 1.0)(scores_of(grid, strange), grid).heat.argmax() % 140 < 60
+    judged = Judging(0.1, 1.0, used_to)(scores_of(grid, strange), grid)
+    y, x = np.unravel_index(judged.heat.argmax(), judged.heat.shape)
+    assert 40 <= y < 50
+    assert 100 <= x < 110
+    np.testing.assert_allclose(judged.heat[:, :30], 0, atol=1e-4)
+    assert judged.heat.dtype == np.float32
+    assert judged.heat.max() == pytest.approx(6, rel=0.02)
+
+
+def test_standards_fit_any_size_of_frame():
+    used_to = standards([[1.0, 1.0], [1.0, 1.0]], [[2.0, 2.0], [2.0, 2.0]])
+    for size in ((7, 5), (90, 140), (481, 333)):
+        np.testing.assert_allclose(standardised(np.full(size, 3, np.float32), used_to), np.ones(size, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation"),
+    [
+        ([[1.0, 2.0]], [[1.0]]),
+        ([[1.0], [1.0, 2.0]], [[1.0], [1.0, 2.0]]),
+        ([[1.0]], [[0.0]]),
+        ([[1.0]], [[float("nan")]]),
+        ([[float("inf")]], [[1.0]]),
+        ([], []),
+        ([[]], [[]]),
+        ([[1.0] * 65], [[1.0] * 65]),
+    ],
+    ids=["sizes", "ragged", "zero", "nan", "infinite", "none", "empty", "large"],
+)
+def test_standards_that_make_no_sense_are_refused(mean, deviation):
+    with pytest.raises(ValidationError):
+        standards(mean, deviation)

@@ -113,3 +113,16 @@ def test_what_does_not_fit_into_memory_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 64)
     with pytest.raises(DataError, match="--frame-size or --scale"):
         list(load_training_images([path], FitConfig()))
+
+
+def test_some_images_are_held_out_by_the_seed(tmp_path):
+    paths = [write(tmp_path / f"{i:02}.png", np.full((64, 64), i, np.uint8)) for i in range(60)]
+    images = load(paths, FitConfig(seed=1))
+    assert (len(images.images), len(images.paths), len(images.held_out)) == (51, 51, 9)
+    assert sorted([*images.paths, *images.held_out]) == paths
+    assert [int(image[0, 0, 0]) for image in images.images] == [int(path.stem) for path in images.paths]
+    assert load(paths, FitConfig(seed=1)).held_out == images.held_out
+    assert load(paths, FitConfig(seed=2)).held_out != images.held_out
+    assert load(paths, FitConfig(seed=2)).fingerprint == images.fingerprint
+    assert not load(paths, FitConfig(holdout=0)).held_out
+    assert not load(paths[:40], FitConfig()).held_out, "six are too few to say anything"

@@ -23,7 +23,8 @@ from train import checkpoint
 from train.cli import app
 from train.config import FitConfig
 from train.data import TrainingImages, find_training_images, load_training_images
-from train.export import selftest_patches
+from train.evaluate import FrameScorer
+from train.export import export_run, selftest_patches
 from train.fit import Trainer, phase_at
 from train.labelled import find_labelled_images
 from train.scorer import Scorer
@@ -90,6 +91,29 @@ def test_bundle_says_what_it_was_made_from(exported: Path, run: Path) -> None:
     assert manifest.training.data_fingerprint == trained.fingerprint
     assert (manifest.training.n_images, manifest.training.steps) == (5, 2)
     assert manifest.training.metrics["image_consistency"] == trained.history[-1]["image_consistency"]
+
+
+def test_held_out_images_set_the_standards(tmp_path: Path) -> None:
+    make_images(tmp_path / "train" / "good", 12)
+    config = FitConfig(width=1, steps=1, batch_size=2, holdout=0.7, minutes=None)
+    *_, images = load_training_images(find_training_images(tmp_path), config)
+    assert isinstance(images, TrainingImages)
+    trainer = Trainer(config, images, Fabric(accelerator="cpu", devices=1))
+    trainer.advance(phase_at(config, 0.1))
+    checkpoint.save(tmp_path / checkpoint.CHECKPOINT_FILE, trainer.state())
+
+    bundle = export_run(tmp_path, tmp_path / "bundle", "weave", precision="fp32")
+
+    standards = bundle.manifest.standards
+    assert standards is not None
+    assert standards.n_frames == len(images.held_out) == 8
+    assert bundle.manifest.training.n_images == 4
+    engine = open_engine(bundle, EngineSettings())
+    frames = FrameScorer(bundle, engine)
+    heat = np.concatenate([frames.score(path).heat.ravel() for path in images.held_out])
+    engine.close()
+    assert abs(heat.mean()) < 0.5, "the standards are of the very map that is judged"
+    assert 0.5 < heat.std() < 1.5
 
 
 def test_engine_scores_as_the_averaged_networks_do(exported: Path, run: Path) -> None:

@@ -105,6 +105,16 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
     flip: Annotated[
         bool | None, typer.Option("--flip/--no-flip", help="Mirror patches at random.", rich_help_panel=DATA)
     ] = None,
+    holdout: Annotated[
+        float | None,
+        typer.Option(
+            "--holdout",
+            metavar="SHARE",
+            rich_help_panel=DATA,
+            help="Share of the images that is not trained on: at export they tell what good material scores. "
+            "Default: 0.15.",
+        ),
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out unreadable images.", rich_help_panel=DATA)
     ] = False,
@@ -253,6 +263,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         "colour": colour,
         "rotate": _range(rotate),
         "flip": flip,
+        "holdout": holdout,
         "width": width,
         "latent_size": latent_size,
         "alpha": alpha,
@@ -381,5 +392,6 @@ def _load(data: Path, config: FitConfig, *, skip_bad: bool) -> TrainingImages:
                 progress.update(task, completed=item)
     for line in images.skipped:
         console.print(f"[yellow]left out[/] {line}")
-    console.print(f"{len(images.images)} {images.colour} images from {paths[0].parent}")
+    beside = f", {len(images.held_out)} more are held out" if images.held_out else ""
+    console.print(f"{len(images.images)} {images.colour} images from {paths[0].parent}{beside}")
     return images

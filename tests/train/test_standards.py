@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from engines.judging import standardised
+from train.standards import fit_standards
+
+
+def maps(n, sizes=((60, 80),), seed=0):
+    """Good frames with a bright, restless rim on the left."""
+    rng = np.random.default_rng(seed)
+    for i in range(n):
+        height, width = sizes[i % len(sizes)]
+        deviation = np.where(np.arange(width) < width // 4, 3.0, 1.0)
+        mean = np.where(np.arange(width) < width // 4, 10.0, 2.0)
+        yield (mean + deviation * rng.normal(size=(height, width))).astype(np.float32)
+
+
+def test_good_frames_become_equally_good_everywhere():
+    standards = fit_standards(maps(60, ((60, 80), (120, 90))))
+    assert standards.n_frames == 60
+    inner = [slice(8, -8), slice(0, 12)], [slice(8, -8), slice(30, -8)]
+    others = [standardised(heat, standards) for heat in maps(20, seed=1)]
+    for place in inner:
+        values = np.concatenate([heat[tuple(place)].ravel() for heat in others])
+        assert values.mean() == pytest.approx(0, abs=0.2)
+        assert values.std() == pytest.approx(1, abs=0.15)
+
+
+def test_a_place_where_nothing_ever_happened_does_not_shout():
+    def quiet(seed):
+        heat = np.random.default_rng(seed).normal(size=(96, 96)).astype(np.float32)
+        heat[:, :48] = 5
+        return heat
+
+    standards = fit_standards([quiet(seed) for seed in range(30)])
+    assert np.min(standards.deviation) > 0.1
+
+
+def test_even_material_is_left_as_it_is():
+    """What no place is special in, only gets another unit: the order of frames stays."""
+    rng = np.random.default_rng(2)
+    standards = fit_standards([rng.normal(4, 2, (96, 96)).astype(np.float32) for _ in range(40)])
+    assert np.ptp(standards.mean) < 0.6
+    assert np.ptp(standards.deviation) < 0.3
+    assert np.mean(standards.deviation) == pytest.approx(2, abs=0.1)
+
+
+def test_two_frames_are_the_fewest():
+    assert fit_standards(maps(2)).n_frames == 2
+    with pytest.raises(ValueError, match="n_frames"):
+        fit_standards(maps(1))
