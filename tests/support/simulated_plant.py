@@ -1,4 +1,4 @@
-"""Twenty stations that do not exist: what they would say over MQTT, with pictures. A double, for tests of what shows it.
+"""Stations that do not exist: what they would say over MQTT, with pictures. A double, for tests of what shows it.
 
 The surfaces are the CC0 photographs of scikit-image with the demo's defects on them. The "detector" knows where it
 planted them, so its heatmaps are better than any model's; messages, pictures and answers are of the real kinds.

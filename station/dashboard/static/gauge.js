@@ -33,6 +33,7 @@ export function gauge() {
 
 const WIDTH = 120;
 const HEIGHT = 30;
+const GAP = 8000; // ms that the line bridges
 
 /** The last minute. `update(points, threshold)` takes [[ms, score or null], …]. */
 export function spark() {
@@ -58,15 +59,13 @@ export function spark() {
       const y = (value) => (HEIGHT - 1.5 - (HEIGHT - 3) * Math.min(1, Math.max(0, value / threshold / TOP))).toFixed(1);
       let line = "";
       let peaks = "";
-      let pen = "M";
+      let last = -Infinity;
       for (const [time, value] of points) {
-        if (value === null) {
-          pen = "M";
-          continue;
-        }
+        if (value === null) continue; // a second without a frame
         const x = ((WIDTH * (time - start)) / length).toFixed(1);
-        line += `${pen}${x} ${y(value)}`;
-        pen = "L";
+        // A dot where nothing came for long: a slow line's frames must be seen, too.
+        line += time - last > GAP ? `M${x} ${y(value)}h.01` : `L${x} ${y(value)}`;
+        last = time;
         if (value > threshold) peaks += `M${x} ${y(threshold)}V${y(value)}`;
       }
       mark(path, "d", line);
