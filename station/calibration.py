@@ -408,6 +408,11 @@ def effective_frames(scores: Scores) -> int:
     return n if r < FROZEN_CORRELATION else max(1, round(n * (1 - r) / (1 + r)))
 
 
+def written(score: float) -> str:
+    """A score as people write it: five digits, and no exponent for those of large patches."""
+    return f"{score:.5g}" if abs(score) < 99_999.5 else f"{score:.0f}"
+
+
 def odds(probability: float) -> str:
     """A probability as people say it: "1 in 1,000"."""
     return f"1 in {1 / probability:,.0f}" if probability <= 0.1 else f"{100 * probability:.0f} in 100"
@@ -432,8 +437,8 @@ def caveats(good: Scores, tail: Tail, budget: FalseAlarmThreshold | None) -> lis
             )
         if budget.high - budget.low > budget.threshold - float(np.median(good)):
             found.append(
-                f"The interval of the threshold, {budget.low:.5g} to {budget.high:.5g}, is wider than its distance "
-                "from an ordinary good frame. More good frames make it narrower."
+                f"The interval of the threshold, {written(budget.low)} to {written(budget.high)}, is wider than its "
+                "distance from an ordinary good frame. More good frames make it narrower."
             )
     worth = effective_frames(good)
     if worth < n:

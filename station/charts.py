@@ -27,7 +27,7 @@ from engines.plots import (
     svg,
     text,
 )
-from station.calibration import Tail, odds
+from station.calibration import Tail, odds, written
 from station.survey import Places
 
 Values = NDArray[np.float64]
@@ -36,7 +36,7 @@ _MAX_DOTS = 300
 _MAX_CELLS = 48
 """Columns or rows of the map of places; more are joined, for a page need not hold thousands of numbers."""
 _ROOM = 0.5
-"""The map's brightest colour stands for this share of the way to the threshold at least: an even map looks even."""
+"""The brightest colour stands for this share of the way to the highest-scoring frames at least: even looks even."""
 _BINS = 40
 
 
@@ -90,11 +90,11 @@ def histogram(
         if len(expected) > 1:
             parts.append(axes.line(expected, INK, "stroke-width='2' stroke-dasharray='2 3'"))
             entries.append((INK, "fitted tail"))
-    parts.append(axes.vertical(threshold, f"threshold {threshold:.5g}"))
+    parts.append(axes.vertical(threshold, f"threshold {written(threshold)}"))
     parts.append(legend(entries))
     if defect is not None and (beyond := int((defect > edges[-1]).sum())):
         parts.append(text(WIDTH - RIGHT, TOP + 30, f"{beyond} defective score higher →", QUIET, "end"))
-    return svg(f"Histogram of the frame scores; threshold {threshold:.5g}", parts)
+    return svg(f"Histogram of the frame scores; threshold {written(threshold)}", parts)
 
 
 def tail_chart(
@@ -140,10 +140,10 @@ def tail_chart(
     curve = [(s, p) for s in np.linspace(level, right, 120) if (p := exceedance(float(s))) >= bottom]
     if len(curve) > 1:
         parts.append(axes.line(curve, DEFECT))
-    parts.append(axes.vertical(threshold, f"budget met at {threshold:.5g}"))
+    parts.append(axes.vertical(threshold, f"budget met at {written(threshold)}"))
     parts.append(text(axes.left + 8, axes.y(rate) - 6, f"budget: {odds(rate)}", QUIET, halo=True))
     parts.append(legend([(GOOD, "measured"), (DEFECT, "fitted tail"), (GRID, "95 % interval")]))
-    return svg(f"Share of good frames above a score; a budget of {odds(rate)} is met at {threshold:.5g}", parts)
+    return svg(f"Share of good frames above a score; a budget of {odds(rate)} is met at {written(threshold)}", parts)
 
 
 def roc_chart(found: Values, false: Values, auroc: float, chosen: tuple[float, float]) -> str:
@@ -172,12 +172,12 @@ def roc_chart(found: Values, false: Values, auroc: float, chosen: tuple[float, f
     return svg(f"ROC curve, area {auroc:.4f}; {label}", parts)
 
 
-def place_chart(places: Places, threshold: float) -> str:
+def place_chart(places: Places, reach: float) -> str:
     """Mean patch score by place in the frame, drawn as the frame lies.
 
     Args:
         places: scores by place.
-        threshold: that frames are judged by; the scale reaches towards it.
+        reach: what the highest-scoring good frames score; the scale goes towards it.
     """
     down, across = places.edges
     rows, columns = _joined(len(places.grid.rows)), _joined(len(places.grid.columns))
@@ -189,7 +189,7 @@ def place_chart(places: Places, threshold: float) -> str:
     area = frame_height * scale
     height = round(TOP + area + 46)
     low = float(mean.min())
-    high = max(float(mean.max()), low + _ROOM * (threshold - float(np.median(mean))))
+    high = max(float(mean.max()), low + _ROOM * (reach - float(np.median(mean))))
     high = high if high > low else low + (abs(low) or 1.0)
     parts = [text(4, 17, "Score by place in the frame", INK, bold=True, size=15)]
     parts.append(text(4, 36, "mean score of the patch there; point at one for figures", QUIET))
@@ -258,8 +258,8 @@ def run_chart(good: Values, threshold: float) -> str:
     parts.append(
         f"<path d='M{axes.left},{y:.1f}H{WIDTH - RIGHT}' stroke='{INK}' stroke-width='1.6' stroke-dasharray='6 4'/>"
     )
-    parts.append(text(axes.left + 6, y - 6, f"threshold {threshold:.5g}", INK, bold=True, halo=True))
-    return svg(f"Scores of the good frames in order; threshold {threshold:.5g}", parts)
+    parts.append(text(axes.left + 6, y - 6, f"threshold {written(threshold)}", INK, bold=True, halo=True))
+    return svg(f"Scores of the good frames in order; threshold {written(threshold)}", parts)
 
 
 def _ends(part: Values, start: int) -> tuple[int, int]:

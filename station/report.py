@@ -23,7 +23,7 @@ from engines.pages import (
 )
 from engines.pictures import encode_jpeg, shrunk
 from station.budget import SHIFT, SHIFT_HOURS, Pace, amount
-from station.calibration import Calibration, Chance, FalseAlarmThreshold, odds, wilson
+from station.calibration import Calibration, Chance, FalseAlarmThreshold, odds, wilson, written
 from station.survey import Finding
 
 BOLD = 50
@@ -95,10 +95,10 @@ class Change:
     def lines(self) -> list[str]:
         """In plain words."""
         first, last = self.span
-        old = "none before" if self.before is None else f"{self.before:.5g} before"
+        old = "none before" if self.before is None else f"{written(self.before)} before"
         found = [
             f"Recent frames of {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC.",
-            f"Threshold: {self.after:.5g}, {old}.",
+            f"Threshold: {written(self.after)}, {old}.",
         ]
         for tally in self.tallies:
             share = 100 / max(1, tally.frames)
@@ -193,24 +193,25 @@ class Report:
 def explain(calibration: Calibration, outlook: Outlook) -> list[str]:
     """The result in plain words, a sentence an entry."""
     alarms, separation = calibration.false_alarms, calibration.separation
-    sentences = [f"A frame that scores above {calibration.threshold:.5g} is called defective."]
+    sentences = [f"A frame that scores above {written(calibration.threshold)} is called defective."]
     if calibration.method == "false_alarm_rate":
         sentences.append(
             f"At this threshold about {odds(alarms.rate)} good frames is expected to raise a false alarm "
-            f"({100 * alarms.confidence:.0f} % interval of the threshold: {alarms.low:.5g} to {alarms.high:.5g})."
+            f"({100 * alarms.confidence:.0f} % interval of the threshold: {written(alarms.low)} to "
+            f"{written(alarms.high)})."
         )
     else:
         sentences.append("It is where the balanced accuracy on the frames given is highest.")
     sentences += outlook.lines()
     if calibration.method != "false_alarm_rate":
         sentences.append(
-            f"For a false-alarm budget of {odds(alarms.rate)} the threshold would be {alarms.threshold:.5g} "
+            f"For a false-alarm budget of {odds(alarms.rate)} the threshold would be {written(alarms.threshold)} "
             f"(add --false-alarms {alarms.rate:g} to take it)."
         )
     if separation is not None:
         sentences.append(
             f"On {calibration.n_defect} defective and {calibration.n_good} good frames: auROC {separation.auroc:.4f}, "
-            f"balanced accuracy up to {separation.balanced_accuracy:.4f} (at {separation.threshold:.5g}, where "
+            f"balanced accuracy up to {separation.balanced_accuracy:.4f} (at {written(separation.threshold)}, where "
             f"{100 * separation.defects_found:.1f} % of the defects are found and "
             f"{100 * separation.good_passed:.1f} % of the good frames pass)."
         )
@@ -271,7 +272,7 @@ def render(report: Report) -> str:
     return document(
         title=f"Calibration of {calibration.bundle_name}",
         kicker=f"Calibration of {calibration.bundle_name}, {calibration.created_at:%Y-%m-%d %H:%M} UTC",
-        headline=f"Threshold {calibration.threshold:.5g}",
+        headline=f"Threshold {written(calibration.threshold)}",
         lead=first,
         head=paragraphs(*rest) + cards(_cards(report)),
         sections=sections,
@@ -284,7 +285,11 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     number, interval = outlook.per_shift()
     pace = f"at {outlook.pace.fps:.3g} frames a second" if outlook.pace else "at one frame a second"
     found = [
-        ("good frames", f"{calibration.n_good:,}", f"median score {good.median:.5g}, highest {good.highest:.5g}"),
+        (
+            "good frames",
+            f"{calibration.n_good:,}",
+            f"median score {written(good.median)}, highest {written(good.highest)}",
+        ),
         ("good frames above it in a shift", f"≈ {number}", f"95 % interval {interval}; {pace}"),
     ]
     if separation is not None and outlook.found is not None:
@@ -297,7 +302,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
         ]
     else:
         alarms = calibration.false_alarms
-        note = f"interval of the threshold {alarms.low:.5g} to {alarms.high:.5g}"
+        note = f"interval of the threshold {written(alarms.low)} to {written(alarms.high)}"
         found.append(("false-alarm budget", odds(alarms.rate), note))
     return found
 
@@ -321,7 +326,7 @@ def _options(report: Report) -> str:
     def row(name: str, low: float, at: float, high: float, rate: float, found: int | None) -> list[str]:
         beyond = f"{1 / (rate * n):,.0f} × rarer than {n:,} frames can show" if rate * n < 1 else ""
         cells = [Html(f"{escape(name)}<br><small>{escape(beyond)}</small>") if beyond else name]
-        cells += [f"{at:.5g}", f"{low:.5g} to {high:.5g}" if low < high else "–"]
+        cells += [f"{written(at)}", f"{written(low)} to {written(high)}" if low < high else "–"]
         if pace:
             cells.append(amount(rate * pace.frames))
         if found is not None:
@@ -368,9 +373,8 @@ def _places(report: Report) -> str:
 def _gallery(exhibits: Sequence[Exhibit], what: str) -> str:
     figures = []
     for number, exhibit in enumerate(exhibits, 1):
-        alt = (
-            f"{what} {number}, {exhibit.name or 'from the camera'}, score {exhibit.score:.5g} {exhibit.verdict}".strip()
-        )
+        name, score = exhibit.name or "from the camera", written(exhibit.score)
+        alt = f"{what} {number}, {name}, score {score} {exhibit.verdict}".strip()
         caption = [f"<b>{escape(exhibit.verdict)}</b>"] if exhibit.verdict else []
         caption.append(escape(exhibit.name))
         shown = picture(exhibit.jpeg, alt, exhibit.size)
@@ -441,13 +445,13 @@ def _details(calibration: Calibration) -> list[tuple[str, str]]:
             if calibration.frame_score == "max"
             else f"mean of the {calibration.top_k} highest patch scores",
         ),
-        ("fitted tail", f"generalized Pareto above {tail.level:.5g}, from {tail.n_exceedances} frames"),
-        ("its shape and scale", f"{tail.shape:.3f} and {tail.scale:.5g} (Zhang & Stephens 2009)"),
-        ("quantiles, good", ", ".join(f"{q}: {v:.5g}" for q, v in calibration.good.quantiles.items())),
+        ("fitted tail", f"generalized Pareto above {written(tail.level)}, from {tail.n_exceedances} frames"),
+        ("its shape and scale", f"{tail.shape:.3f} and {written(tail.scale)} (Zhang & Stephens 2009)"),
+        ("quantiles, good", ", ".join(f"{q}: {written(v)}" for q, v in calibration.good.quantiles.items())),
     ]
     if calibration.defect is not None:
         rows.append(
-            ("quantiles, defective", ", ".join(f"{q}: {v:.5g}" for q, v in calibration.defect.quantiles.items()))
+            ("quantiles, defective", ", ".join(f"{q}: {written(v)}" for q, v in calibration.defect.quantiles.items()))
         )
     return rows
 

@@ -23,9 +23,9 @@ PER_FRAME = 3
 """Patches that one frame may give to the montage: one odd frame must not fill it."""
 MAX_SIZES = 4
 AVERAGE_SIDE = 480
-NOTABLE = 0.15
-"""Difference worth telling, as a share of the way from an ordinary patch to the threshold."""
-SPOT = 0.3
+NOTABLE = 0.2
+"""Difference worth telling, as a share of the way from an ordinary patch to the highest-scoring good frames."""
+SPOT = 0.4
 _SURE = 3.0  # standard errors
 
 Where = Literal["left", "right", "top", "bottom", "edges", "middle", "columns", "rows", "spot"]
@@ -91,7 +91,7 @@ class Finding:
 
     Attributes:
         where: which part.
-        excess: by how much, as a share of the way from an ordinary patch to the threshold.
+        excess: by how much, as a share of the way from an ordinary patch to the highest-scoring good frames.
         at: for a spot, (x, y) of its middle in frame pixels.
     """
 
@@ -106,7 +106,7 @@ class Finding:
 
     def words(self) -> str:
         """What it is and what helps, in plain words."""
-        much = f"by {100 * self.excess:.0f} % of the way from an ordinary patch to the threshold"
+        much = f"by {100 * self.excess:.0f} % of the way from an ordinary patch to the highest-scoring good frames"
         if self.at is not None:
             return (
                 f"One place stands out, around x {self.at[0]}, y {self.at[1]}: {much}. Something that stays there: "
@@ -188,12 +188,17 @@ class Survey:
             del self.patches[MAX_PATCHES:]
 
 
-def findings(places: Places, threshold: float) -> list[Finding]:
+def findings(places: Places, reach: float) -> list[Finding]:
     """Which parts of the frame score clearly higher than others; the largest difference first.
 
-    Told is what matters for the threshold (``NOTABLE``) and is no accident of these frames (three standard errors).
+    Told is what is large (``NOTABLE``) and no accident of these frames (three standard errors). The threshold is no
+    measure for that: a bold budget may put it anywhere.
+
+    Args:
+        places: scores by place.
+        reach: what the highest-scoring good frames score.
     """
-    way = threshold - float(np.median(places.mean))
+    way = reach - float(np.median(places.mean))
     if way <= 0:
         return []
     found = []

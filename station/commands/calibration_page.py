@@ -12,7 +12,7 @@ from engines.pictures import blend, encode_jpeg
 from engines.plots import standalone
 from station import charts
 from station.budget import Pace, parse_budget
-from station.calibration import Calibration, GoodScores, Scores, odds, roc
+from station.calibration import Calibration, GoodScores, Scores, odds, roc, written
 from station.commands.files import Inspected
 from station.heatmap import draw
 from station.report import Change, Exhibit, Option, Outlook, Report, render
@@ -20,6 +20,8 @@ from station.survey import Patch, Places, Survey, findings
 
 EXHIBIT_SIDE = 560
 PATCH_SIDE = 176
+HIGH = 0.99
+"""The highest-scoring good frames are those from this quantile on."""
 _GAP = 6
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _BUDGETS = ("1/hour", "1/shift", "1/day", "1/week")
@@ -79,7 +81,7 @@ def make_files(
         named: whether the settings name this calibration already.
     """
     drawn = _draw_charts(calibration, good, defect)
-    places, threshold = survey.places(), calibration.threshold
+    places, reach = survey.places(), float(np.quantile(good, HIGH))
     report = Report(
         calibration=calibration,
         outlook=outlook,
@@ -87,8 +89,8 @@ def make_files(
         patches=_patches(survey.patches, calibration.threshold),
         good=good_exhibits,
         defect=defect_exhibits,
-        places=None if places is None else _draw_places(places, threshold),
-        findings=findings(places, threshold) if places else (),
+        places=None if places is None else _draw_places(places, reach),
+        findings=findings(places, reach) if places else (),
         out=None if named else os.fspath(out),
         change=change,
     )
@@ -99,9 +101,9 @@ def make_files(
     }
 
 
-def _draw_places(places: Places, threshold: float) -> tuple[str, str]:
+def _draw_places(places: Places, reach: float) -> tuple[str, str]:
     mean = encode_jpeg(places.average, EXHIBIT_SIDE, 85)
-    return charts.place_chart(places, threshold), charts.average_chart(places, mean)
+    return charts.place_chart(places, reach), charts.average_chart(places, mean)
 
 
 def show_frames(kept: Sequence[Inspected], threshold: float) -> list[Exhibit]:
@@ -121,7 +123,7 @@ def show_frames(kept: Sequence[Inspected], threshold: float) -> list[Exhibit]:
 def compare(score: float, threshold: float) -> str:
     """A score beside the threshold, in words."""
     mark = "▲ above the threshold" if score > threshold else f"{100 * score / threshold:.0f} % of the threshold"
-    return f"{score:.5g}, {mark}"
+    return f"{written(score)}, {mark}"
 
 
 def short_name(name: str) -> str:

@@ -23,7 +23,7 @@ from tests.support.pages import commands
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 # As many as it takes; for the documentation's pictures more.
-N_GOOD, N_TEST_GOOD, N_DEFECTS = (100, 30, 25) if os.environ.get("SCREENSHOTS") == "1" else (24, 6, 10)
+N_GOOD, N_TEST_GOOD, N_DEFECTS = (200, 30, 25) if os.environ.get("SCREENSHOTS") == "1" else (24, 6, 10)
 SMALL = {"width": 1200, "height": 680}
 SETTINGS = """\
 bundle = "bundles/leather"

@@ -32,8 +32,8 @@ def look(shape, n=40, seed=0):
     return survey
 
 
-def where(shape, threshold=200.0):
-    return [(finding.where, finding.at) for finding in findings(look(shape).places(), threshold)]
+def where(shape, reach=200.0):
+    return [(finding.where, finding.at) for finding in findings(look(shape).places(), reach)]
 
 
 ACROSS = np.linspace(0, 1, COLUMNS)[None, :] * np.ones((ROWS, 1))
@@ -72,15 +72,16 @@ def test_stripes_are_told_as_such():
     assert where(stripes) == [("columns", None)]
 
 
-def test_what_does_not_matter_for_the_threshold_is_not_told():
-    assert where(60 * ACROSS, threshold=2000.0) == []
+def test_small_differences_are_not_told():
+    assert where(60 * ACROSS, reach=2000.0) == []
 
 
 def test_every_finding_says_what_helps():
     for shape in (60 * ACROSS, 60 * DOWN, -40 * MIDDLE, 40 * MIDDLE, 80 * SPOT):
         for finding in findings(look(shape).places(), 200.0):
             assert (
-                f"by {100 * finding.excess:.0f} % of the way from an ordinary patch to the threshold" in finding.words()
+                f"by {100 * finding.excess:.0f} % of the way from an ordinary patch to the highest-scoring good frames"
+                in finding.words()
             )
 
 
