@@ -83,6 +83,11 @@ class Pace:
     alerts: AlertSettings
 
     @property
+    def words(self) -> str:
+        """The rate as people say it."""
+        return f"{self.fps:.3g} frame{'' if self.fps == 1 else 's'} a second"
+
+    @property
     def frames(self) -> float:
         """In a shift."""
         return SHIFT * self.fps

@@ -149,7 +149,7 @@ class Outlook:
         """In plain words."""
         number, interval = self.per_shift()
         fps, rest = (
-            (f"{self.pace.fps:.3g} frames a second ({self.pace.origin})", "")
+            (f"{self.pace.words} ({self.pace.origin})", "")
             if self.pace
             else ("one frame a second", "; add --fps FRAMES_PER_SECOND for yours")
         )
@@ -283,7 +283,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
     calibration, outlook = report.calibration, report.outlook
     separation, good = calibration.separation, calibration.good
     number, interval = outlook.per_shift()
-    pace = f"at {outlook.pace.fps:.3g} frames a second" if outlook.pace else "at one frame a second"
+    pace = f"at {outlook.pace.words}" if outlook.pace else "at one frame a second"
     found = [
         (
             "good frames",
