@@ -125,8 +125,9 @@ def search(page: "Page", words: str) -> None:
     page.locator(".md-search-result__item").first.wait_for()
 
 
-@pytest.mark.parametrize("colours", ["light", "dark"])
-@pytest.mark.parametrize("name", ["index", "tutorial", "choosing", "operator"])
+@pytest.mark.parametrize(
+    ("name", "colours"), [("index", "light"), ("tutorial", "dark"), ("choosing", "light"), ("operator", "dark")]
+)
 def test_a_reader_sees_it_without_barriers(page: "Page", served: str, name: str, colours: str):
     elsewhere = watched(page, served)
     page.emulate_media(color_scheme=colours, reduced_motion="reduce")
