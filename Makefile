@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench quality faults soak docs clean
+.PHONY: help run test lint bench quality faults soak docs screenshots clean
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,8 +38,13 @@ faults: $(VENV)/.dev $(VENV)/.system  ## Inject every fault into running station
 soak: $(VENV)/.dev $(VENV)/.system  ## Endurance: ten minutes at full speed, then a week of frames; half an hour and more
 	$(BIN)/python -m benchmarks.soak
 
-docs: $(VENV)/.dev  ## Write the pages that are made from the code
-	$(BIN)/python docs/make_settings.py
+docs: $(VENV)/.dev  ## Write what is made from the code (pages, AsyncAPI, manual pages, pictures) and build the site
+	for maker in docs/make_*.py; do $(BIN)/python $$maker || exit 1; done
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+screenshots: $(VENV)/.dev $(VENV)/.system  ## Take the documentation's screenshots anew, by the tests that make them
+	SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_dashboard_pages.py tests/e2e/test_reports.py \
+	  tests/e2e/test_nodered.py tests/station/commands/test_watch.py tests/test_docs_tutorial.py $(PYTEST_ARGS)
 
 clean:  ## Remove the environment
 	rm -rf $(VENV)
