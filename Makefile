@@ -44,7 +44,7 @@ docs: $(VENV)/.dev  ## Write what is made from the code (pages, AsyncAPI, manual
 
 screenshots: $(VENV)/.dev $(VENV)/.system  ## Take the documentation's screenshots anew, by the tests that make them
 	SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_dashboard_pages.py tests/e2e/test_reports.py \
-	  tests/e2e/test_nodered.py tests/station/commands/test_watch.py tests/test_docs_tutorial.py $(PYTEST_ARGS)
+	  tests/e2e/test_nodered.py tests/station/watching/test_screen.py tests/test_docs_tutorial.py $(PYTEST_ARGS)
 
 clean:  ## Remove the environment
 	rm -rf $(VENV)
