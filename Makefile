@@ -39,8 +39,8 @@ soak: $(VENV)/.dev $(VENV)/.system  ## Endurance: ten minutes at full speed, the
 	$(BIN)/python -m benchmarks.soak
 
 docs: $(VENV)/.dev  ## Write what is made from the code (pages, AsyncAPI, manual pages, pictures) and build the site
-	for maker in docs/make_*.py; do $(BIN)/python $$maker || exit 1; done
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	for maker in docs/make_*.py; do PYTHONPATH=. $(BIN)/python $$maker || exit 1; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 screenshots: $(VENV)/.dev $(VENV)/.system  ## Take the documentation's screenshots anew, by the tests that make them
 	SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/e2e/test_dashboard_pages.py tests/e2e/test_reports.py \
