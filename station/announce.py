@@ -4,6 +4,7 @@ import time
 
 from engines.bundle import Bundle
 from engines.engine import EngineInfo
+from engines.geometry import Box
 from station import __version__
 from station.camera import redact_url
 from station.frames import Frame, Inspection
@@ -60,7 +61,8 @@ def alert_message(event: AlertEvent, topic_prefix: str, *, with_frame: bool) -> 
         score=event.score,
         peak_score=event.peak.score,
         threshold=event.threshold,
-        boxes=tuple(Rectangle(x=box.x, y=box.y, w=box.w, h=box.h) for box in event.boxes),
+        boxes=_rectangles(event.boxes),
+        peak_boxes=_rectangles(event.peak.boxes),
         frame_width=width,
         frame_height=height,
         name=event.peak.frame.name,
@@ -68,6 +70,10 @@ def alert_message(event: AlertEvent, topic_prefix: str, *, with_frame: bool) -> 
         patches=_highest(event.peak.inspection) if event.new_peak else (),
         frame_topic=f"{topic_prefix}/{alert_frame_topic(event.id)}" if with_frame else None,
     )
+
+
+def _rectangles(boxes: tuple[Box, ...]) -> tuple[Rectangle, ...]:
+    return tuple(Rectangle(x=box.x, y=box.y, w=box.w, h=box.h) for box in boxes)
 
 
 def _highest(inspection: Inspection) -> tuple[ScoredPatch, ...]:

@@ -135,6 +135,9 @@ class Alert(Message):
     peak_score: float
     threshold: float
     boxes: tuple[Rectangle, ...] = Field(description="Where it was last seen, frame pixels.")
+    peak_boxes: tuple[Rectangle, ...] = Field(
+        default=(), description="Where it is in the frame with the peak score, which the picture shows; frame pixels."
+    )
     frame_width: int
     frame_height: int
     name: str = Field(default="", description="File of the frame with the peak score, for folder: sources.")

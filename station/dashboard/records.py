@@ -68,6 +68,7 @@ class AlertRecord(BaseModel):
     peak_score: float
     threshold: float
     boxes: tuple[Rectangle, ...]
+    peak_boxes: tuple[Rectangle, ...] = ()
     patches: tuple[ScoredPatch, ...] = ()
     frame_width: int
     frame_height: int
@@ -106,6 +107,7 @@ class AlertRecord(BaseModel):
             "peak_score": self.peak_score,
             "threshold": self.threshold,
             "boxes": [box.model_dump() for box in self.boxes],
+            "peak_boxes": [box.model_dump() for box in self.peak_boxes],
             "patches": [patch.model_dump() for patch in self.patches] if patches else [],
             "frame_width": self.frame_width,
             "frame_height": self.frame_height,
@@ -136,6 +138,7 @@ def merge(known: AlertRecord | None, station: str, message: Alert) -> AlertRecor
         "peak_score": message.peak_score,
         "threshold": message.threshold,
         "boxes": message.boxes[:MAX_BOXES],
+        "peak_boxes": (message.peak_boxes or message.boxes)[:MAX_BOXES],
         "frame_width": message.frame_width,
         "frame_height": message.frame_height,
         "name": message.name[:500],

@@ -156,6 +156,8 @@ def check_patches_and_frame(opened: Alert, closed: Alert, subscriber: Subscriber
     """For whoever judges the alert later: the patches' scores, and the frame as the camera gave it."""
     assert [patch.score for patch in opened.patches] == sorted((p.score for p in opened.patches), reverse=True)
     assert (len(opened.patches), opened.patches[0].score) == (12, opened.peak_score)
+    assert opened.peak_boxes == opened.boxes
+    assert closed.peak_boxes, "where the picture shows it"
     assert opened.frame_topic is None
     assert closed.frame_topic == f"{PREFIX}/alert/{opened.id}/frame"
     subscriber.wait_for(lambda _: subscriber.on(f"{opened.id}/frame"))

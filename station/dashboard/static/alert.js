@@ -92,7 +92,7 @@ export function alertPageOf(root, { site, line, name, id }, signal) {
       url: raw && alert.frame_url ? alert.frame_url : alert.image_url,
       width: alert.frame_width,
       height: alert.frame_height,
-      alt: `${raw && alert.frame_url ? "Frame" : "Frame with heatmap"}: defect ${position(alert.boxes, alert.frame_width, alert.frame_height)}, ${times(alert.peak_score, alert.threshold)}`,
+      alt: `${raw && alert.frame_url ? "Frame" : "Frame with heatmap"}: defect ${position(alert.peak_boxes, alert.frame_width, alert.frame_height)}, ${times(alert.peak_score, alert.threshold)}`,
     });
     showRaw.box.disabled = !alert.frame_url;
     mark(showRaw.node, "title", alert.frame_url ? null : "The frame itself comes when the alert is closed");
@@ -151,7 +151,7 @@ export function alertPageOf(root, { site, line, name, id }, signal) {
     const lasted = Date.parse(alert.closed_at ?? alert.updated_at) - Date.parse(alert.opened_at);
     facts.replaceChildren(
       fact("Peak", h("b", {}, times(alert.peak_score, alert.threshold)), `${number(alert.peak_score)}, threshold ${number(alert.threshold)}`),
-      fact("Where", position(alert.boxes, alert.frame_width, alert.frame_height), `of ${alert.frame_width} × ${alert.frame_height} pixels`),
+      fact("Where", position(alert.peak_boxes, alert.frame_width, alert.frame_height), `of ${alert.frame_width} × ${alert.frame_height} pixels`),
       fact("When", h("time", { datetime: alert.opened_at, title: fullTime(alert.opened_at) }, clock(alert.opened_at)), alert.state === "open" ? "still open" : `for ${lasted < 1000 ? "less than 1 s" : span(lasted)}`),
       fact("Frames", alert.first_frame === alert.last_frame ? String(alert.first_frame) : `${alert.first_frame} to ${alert.last_frame}`, alert.name),
       fact("Station", h("a", { href: api.stationPage(path) }, name), `${site} · ${line}`),
@@ -181,7 +181,7 @@ export function alertPageOf(root, { site, line, name, id }, signal) {
     show(flag, alert.state === "open");
     drawPicture();
     drawPatches();
-    frame.replaceChildren(...outlines(alert.boxes));
+    frame.replaceChildren(...outlines(alert.peak_boxes));
     drawFacts();
     drawVerdict();
   }

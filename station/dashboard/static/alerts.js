@@ -37,8 +37,8 @@ export function alertTile(alert, withStation = true) {
       say(time, clock(told.opened_at));
       mark(time, "datetime", told.opened_at);
       mark(time, "title", fullTime(told.opened_at));
-      say(where, position(told.boxes, told.frame_width, told.frame_height));
-      place_.replaceChildren(map(told.boxes, told.frame_width, told.frame_height));
+      say(where, position(told.peak_boxes, told.frame_width, told.frame_height));
+      place_.replaceChildren(map(told.peak_boxes, told.frame_width, told.frame_height));
       show(open, told.state === "open");
       const said = VERDICTS[told.feedback?.verdict];
       show(verdict, Boolean(said));

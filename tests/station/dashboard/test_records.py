@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from station.dashboard.records import merge
-from station.messages import ScoredPatch
+from station.messages import Rectangle, ScoredPatch
 from tests.support.dashboard import alert_message
 
 PATH = "mill/3/left"
@@ -59,3 +59,10 @@ def test_lists_do_without_patches():
     assert record.view()["patches"]
     assert record.view(patches=False)["patches"] == []
     assert record.view()["image_url"] is None
+
+
+def test_the_place_in_the_picture_is_not_where_a_moving_defect_was_last_seen() -> None:
+    first, last = Rectangle(x=0, y=0, w=16, h=16), Rectangle(x=0, y=16, w=16, h=16)
+    record = _told([alert_message("a1"), alert_message("a1", "close", boxes=[last], peak_boxes=[first])])
+    assert (record.boxes, record.peak_boxes) == ((last,), (first,))
+    assert _told([alert_message("a1")]).peak_boxes == (first,), "a station of before tells no other place"
