@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 import engines  # noqa: F401 - turns ONNX Runtime's telemetry off before any test imports it
@@ -16,6 +17,17 @@ settings.load_profile("cbigan-station")
 # A shell that starts the tests in the background lets them ignore SIGINT, and the programs that they start inherit it:
 # tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _own_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test's command line makes of the log ends with the test; loggers that remember it would keep it."""
+    configure = structlog.configure
+    monkeypatch.setattr(
+        structlog, "configure", lambda **given: configure(**given | {"cache_logger_on_first_use": False})
+    )
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

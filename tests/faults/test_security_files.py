@@ -125,8 +125,9 @@ def test_hostile_files_are_refused(tmp_path: Path, attack: Callable[[Path], None
     )
     attack(tmp_path)
     done = station("run", "--config", tmp_path / "station.toml", timeout=240)
-    said = done.stderr.strip().splitlines()[-1]
+    said, page = done.stderr.strip().splitlines()[-2:]
     fault.seen = f"exit code {done.returncode}: {said.replace(str(tmp_path), '…')[:150]}"
     assert done.returncode == 1
     assert words in said
+    assert page.startswith("see docs/errors.md#")
     assert "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ def run_demo(*arguments, environment=None):
 
 def rows(output):
     """The summary table: kind -> planted, found, missed."""
-    pattern = r"(hole|dent|stain|thread|scratch|all)\D+(\d+)\D+(\d+)\D+(\d+)"
+    pattern = r"(hole|dent|stain|thread|scratch|all)[^\d/]+(\d+)\D+(\d+)\D+(\d+)"  # and no path
     return {kind: tuple(map(int, n)) for kind, *n in re.findall(pattern, output)}
 
 

@@ -152,7 +152,8 @@ def test_what_a_user_can_mend_is_one_line(bundle, images, tmp_path, monkeypatch,
         with pytest.raises(SystemExit) as exit_:
             main()
         assert exit_.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
+        line, page = capsys.readouterr().err.splitlines()
+        assert page.startswith("see docs/errors.md#")
         assert line.startswith("error: ")
         assert words in line
 
