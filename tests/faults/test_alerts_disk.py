@@ -99,8 +99,10 @@ def test_disk_full(tmp_path: Path, fault: Fault) -> None:
             found.defect_passes(process)
             disk.fill()
             found.broker.pause()
-            for _ in range(3):
+            # What the outbox's own file has room for goes there first.
+            while "cannot use the disk" not in process.log and len(found.alerts) < 60:
                 found.defect_passes(process)
+            found.defect_passes(process)
             found.broker.resume()
             degraded = found.wait_for_status(ledger, "degraded outbox-memory: disk full")
             disk.make_room()
@@ -108,7 +110,7 @@ def test_disk_full(tmp_path: Path, fault: Fault) -> None:
             fault.seen = f"{degraded}; {found.arrived(ledger)} of {len(found.alerts)} alerts; {online}"
             process.signal(signal.SIGTERM)
             assert process.wait(20) == 0
-        assert fault.seen.endswith("4 of 4 alerts; online")
+        assert fault.seen.endswith(f"; {len(found.alerts)} of {len(found.alerts)} alerts; online")
 
 
 def test_disk_turns_read_only(tmp_path: Path, fault: Fault) -> None:
