@@ -130,7 +130,8 @@ export function gallery(root, _parts, signal) {
     try {
       await loadMore(query, again);
       if (signal.aborted) return;
-      if (again) fresh.clear();
+      // What came while the answer was under way may not be in it.
+      for (const { url } of shown.alerts) fresh.delete(url);
       draw();
     } catch (error) {
       toast(error.message, "bad");
@@ -179,7 +180,7 @@ export function gallery(root, _parts, signal) {
     }
   }
   if (shown.query === query) draw();
-  if (shown.query !== query || store.loaded) load(true);
+  if (store.loaded) load(true); // else "loaded" is still to come
   return {
     title: "Alerts",
     keys: [
