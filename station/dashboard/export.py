@@ -145,7 +145,7 @@ def _name(record: AlertRecord, taken: set[str]) -> str:
 def _line(record: AlertRecord, name: str | None) -> dict[str, Any]:
     view = record.view()
     keys = (
-        "station", "id", "opened_at", "closed_at", "peak_score", "threshold", "boxes", "frame_width", "frame_height",
-        "name", "feedback",
+        "station", "id", "opened_at", "closed_at", "peak_score", "threshold", "boxes", "peak_boxes",
+        "frame_width", "frame_height", "name", "feedback",
     )  # fmt: skip
     return {"file": name, **{key: view[key] for key in keys}}
