@@ -65,3 +65,11 @@ def encode_jpeg(picture: UInt8Array, max_side: int, quality: int) -> bytes:
     if not ok:
         raise RuntimeError(f"OpenCV could not encode a picture of shape {picture.shape} as JPEG")
     return data.tobytes()
+
+
+def encode_png(image: UInt8Array) -> bytes:
+    """PNG of a frame, pixel for pixel: uint8 (H, W, 3), BGR."""
+    ok, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not ok:
+        raise RuntimeError(f"OpenCV could not encode a frame of shape {image.shape} as PNG")
+    return data.tobytes()

@@ -18,6 +18,7 @@ import structlog
 
 from engines.bundle import read_bundle
 from engines.errors import EngineError
+from engines.pictures import encode_jpeg
 from station import __version__, systemd
 from station.announce import info_message
 from station.calibration import CalibrationError
@@ -27,7 +28,7 @@ from station.health.camera import CameraWatch
 from station.health.drift import DriftWatch
 from station.health.metrics import Figures, MetricsServer
 from station.health.vitals import StageWindow, resident_bytes, temperatures
-from station.heatmap import draw, encode_jpeg
+from station.heatmap import draw
 from station.inspecting import InspectThread, Surroundings
 from station.judge import find_regions
 from station.messages import (

@@ -7,10 +7,8 @@ import numpy as np
 
 from engines.engine import Float32Array, UInt8Array
 from engines.geometry import Box
-from engines.pictures import blend, encode_jpeg, relative
+from engines.pictures import blend, relative
 from station.frames import Inspection
-
-__all__ = ["draw", "encode_jpeg", "encode_png"]
 
 MIN_SIDE = 480
 """Smaller frames are enlarged before anything is drawn, so that boxes and caption stay readable."""
@@ -48,14 +46,6 @@ def draw(image: UInt8Array, inspection: Inspection, threshold: float | None, box
     for box in boxes:
         _rectangle(picture, box, scale, line, _WHITE)
     return np.vstack((picture, _caption(picture.shape[1], max(size), inspection.score, threshold)))
-
-
-def encode_png(image: UInt8Array) -> bytes:
-    """PNG of a frame, pixel for pixel: uint8 (H, W, 3), BGR."""
-    ok, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not ok:
-        raise RuntimeError(f"OpenCV could not encode a frame of shape {image.shape} as PNG")
-    return data.tobytes()
 
 
 def _heat(inspection: Inspection, threshold: float | None) -> Float32Array:

@@ -11,6 +11,7 @@ from engines.bundle import Bundle
 from engines.engine import EngineInfo
 from engines.judging import Judging
 from engines.opening import open_engine
+from engines.pictures import encode_jpeg, encode_png
 from station.announce import alert_message, score_message
 from station.camera import CameraError, Capture, EndOfStream
 from station.frames import Frame, Inspection
@@ -18,7 +19,7 @@ from station.health.camera import CameraWatch
 from station.health.drift import DriftWatch
 from station.health.metrics import MetricsServer
 from station.health.vitals import StageWindow
-from station.heatmap import draw, encode_jpeg, encode_png
+from station.heatmap import draw
 from station.inspection import Inspector
 from station.judge import AlertEvent, AlertTracker
 from station.publisher import Publisher

@@ -462,6 +462,23 @@ class Settings(BrokerSettings):
         return self
 
 
+_SectionKind = TypeVar("_SectionKind", bound=_Section)
+
+
+def with_options(section: _SectionKind, **options: str | int | None) -> _SectionKind:
+    """A section in which options of the command line replace keys of the same names; None: was not given.
+
+    Raises:
+        SettingsError: a value cannot be used.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        return type(section).model_validate(section.model_dump() | given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise SettingsError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
+
+
 def _state_home(name: str) -> Path:
     if given := os.environ.get("STATE_DIRECTORY"):
         return Path(given.split(":")[0])

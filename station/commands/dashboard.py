@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from station import logs
 from station.dashboard import DashboardError
-from station.settings import DashboardSection, DashboardSettings, SettingsError, load_dashboard_settings
+from station.settings import DashboardSettings, SettingsError, load_dashboard_settings, with_options
 
 _EXTRA = "pip install 'cbigan-station[dashboard]'"
 
@@ -70,7 +69,9 @@ def dashboard(
 
     [cyan]station calibrate --config station.toml --good feedback/good --defect feedback/defect[/]
     """
-    settings = _with_options(load_dashboard_settings(config), host, port)
+    settings = load_dashboard_settings(config)
+    section = with_options(settings.dashboard, host=host, port=port)
+    settings = settings.model_copy(update={"dashboard": section})
     logs.set_up(settings.log)
     if export is not None:
         _export(settings, export, station)
@@ -78,16 +79,6 @@ def dashboard(
         _set_password(settings, set_password)
     else:
         _serve(settings)
-
-
-def _with_options(settings: DashboardSettings, host: str | None, port: int | None) -> DashboardSettings:
-    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
-    try:
-        section = DashboardSection.model_validate(settings.dashboard.model_dump() | given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise SettingsError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
-    return settings.model_copy(update={"dashboard": section})
 
 
 def _serve(settings: DashboardSettings) -> None:

@@ -17,13 +17,14 @@ from engines.errors import ImageError
 from engines.images import find_images
 from engines.judging import Judging
 from engines.opening import open_engine
+from engines.pictures import encode_jpeg
 from engines.tiling import Tiler
 from station import logs
 from station.calibration import Calibration, load_calibration
 from station.commands.building import show_building
 from station.commands.files import Inspected, inspect_files, make_progress
 from station.files import write_file
-from station.heatmap import draw, encode_jpeg
+from station.heatmap import draw
 from station.inspection import Inspector
 from station.judge import Region, find_regions, low_level
 from station.settings import AlertSettings, JudgeSettings, LogSettings

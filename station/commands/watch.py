@@ -12,14 +12,13 @@ from typing import Annotated, TextIO, cast
 
 import paho.mqtt.client as mqtt
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 from station import logs
 from station.connection import Connection
 from station.dashboard.intake import NotOursError, read
-from station.settings import BrokerSettings, LogSettings, MqttSettings, SettingsError, load_broker_settings
+from station.settings import BrokerSettings, LogSettings, MqttSettings, load_broker_settings, with_options
 from station.watching.lines import SUMMARY_SECONDS, Lines
 from station.watching.screen import Link, Viewer, draw
 from station.watching.sight import Sight
@@ -73,21 +72,12 @@ def watch(
     """
     logs.set_up(LogSettings(level="warning"))
     settings = load_broker_settings(config)
-    broker = _with_options(settings.mqtt, host, port)
+    broker = with_options(settings.mqtt, host=host, port=port)
     console = Console()
     if lines or not console.is_terminal or console.is_dumb_terminal:
         _print_lines(settings, broker, console, of_one=config is not None)
     else:
         _show_screen(settings, broker, console, of_one=config is not None)
-
-
-def _with_options(settings: MqttSettings, host: str | None, port: int | None) -> MqttSettings:
-    given = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
-    try:
-        return MqttSettings.model_validate(settings.model_dump() | given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise SettingsError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from error
 
 
 def _listen(broker: MqttSettings, topics: list[str]) -> tuple[Connection, Heard]:

@@ -4,9 +4,10 @@ import pytest
 
 from engines.geometry import Box
 from engines.manifest import Preprocessing
+from engines.pictures import encode_jpeg
 from engines.tiling import Tiler
 from station.frames import Inspection
-from station.heatmap import MIN_SIDE, draw, encode_jpeg
+from station.heatmap import MIN_SIDE, draw
 
 P = 32
 

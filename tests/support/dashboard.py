@@ -24,7 +24,7 @@ from paho.mqtt.properties import Properties
 from typing_extensions import Self
 
 from station.messages import Alert, CameraHealth, DriftHealth, Health, Info, Message, Rectangle, Reply, Score, Status
-from tests.support.mosquitto import HOST
+from tests.support.mosquitto import HOST, Client
 from tests.support.station_process import REPOSITORY, _environment
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def info_message(**more: Any) -> Info:
     )
 
 
-class SpokenStation:
+class SpokenStation(Client):
     """A client of the broker that says what it is told to, as a station would: a last will, and answers to commands.
 
     A stand-in for many stations, or for one that must say something odd; ``tests/support/mill.py`` runs a real one.
@@ -316,7 +316,7 @@ class SpokenStation:
         self._client.on_connect = self._connected
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._obey
-        self._client.connect(HOST, port)
+        self._port = port
 
     def say(self, message: Message, *, suffix: str | None = None) -> None:
         numbered = message if message.seq else message.model_copy(update={"seq": 1})
@@ -373,14 +373,3 @@ class SpokenStation:
         client.publish(topic or f"{PREFIX}/{self.path}/reply/{verb}", reply.payload(), 1, properties=properties)
         if verb == "snapshot":
             client.publish(f"{PREFIX}/{self.path}/snapshot/20240101-000000-1/image", picture(200), 1)
-
-    def __enter__(self) -> Self:
-        self._client.loop_start()
-        assert self._subscribed.wait(20)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()

@@ -133,8 +133,37 @@ class Mosquitto:
         self.kill()
 
 
-class Subscriber:
+class Client:
+    """A client of the broker, for as long as a ``with`` lasts; when that begins it has subscribed to what it wants.
+
+    Its subclasses make ``_client``, whose ``on_subscribe`` sets ``_subscribed``.
+    """
+
+    _patience = 20.0  # seconds
+    _client: mqtt.Client
+    _subscribed: threading.Event
+    _port: int
+
+    def _connect(self) -> None:
+        self._client.connect(HOST, self._port)
+
+    def __enter__(self) -> Self:
+        self._connect()
+        self._client.loop_start()
+        assert self._subscribed.wait(self._patience)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class Subscriber(Client):
     """A client as a plant's software would be one: subscribes to everything, remembers every message."""
+
+    _patience = 10.0
 
     def __init__(self, port: int, *, protocol: int = mqtt.MQTTv5, login: tuple[str, str] | None = None) -> None:
         self.heard: list[mqtt.MQTTMessage] = []
@@ -163,15 +192,3 @@ class Subscriber:
         with self._changed:
             self.heard.append(message)
             self._changed.notify_all()
-
-    def __enter__(self) -> Self:
-        self._client.connect(HOST, self._port)
-        self._client.loop_start()
-        assert self._subscribed.wait(10)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()

@@ -6,17 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from typing_extensions import Self
 
 from tests.support.bundles import GREY
-from tests.support.mosquitto import HOST
+from tests.support.mosquitto import HOST, Client
 
 HEIGHT, WIDTH = 96, 128
 SLOT = 32  # pixels; a defect takes one of four places
@@ -35,7 +33,7 @@ class Heard:
     key: str
 
 
-class Ledger:
+class Ledger(Client):
     """A subscriber with a persistent session: what comes while it or the broker is away, it gets later."""
 
     def __init__(self, port: int, topic: str, login: tuple[str, str] | None = None) -> None:
@@ -71,19 +69,10 @@ class Ledger:
             self.heard.append(Heard(message.topic, message.payload, _dedupe_key(message)))
             self._changed.notify_all()
 
-    def __enter__(self) -> Self:
+    def _connect(self) -> None:
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = 3600
         self._client.connect(HOST, self._port, clean_start=False, properties=properties)
-        self._client.loop_start()
-        assert self._subscribed.wait(20)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
 
 
 def _dedupe_key(message: mqtt.MQTTMessage) -> str:

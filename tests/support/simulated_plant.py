@@ -20,14 +20,14 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from typing_extensions import Self
 
 from engines.geometry import Box
 from engines.manifest import Preprocessing
+from engines.pictures import encode_jpeg, encode_png
 from engines.tiling import Tiler
 from station.demo.defects import KINDS, make_defect
 from station.frames import Inspection
-from station.heatmap import draw, encode_jpeg, encode_png
+from station.heatmap import draw
 from station.messages import (
     MAX_PATCHES,
     Alert,
@@ -46,7 +46,7 @@ from station.messages import (
     alert_image_topic,
     snapshot_topic,
 )
-from tests.support.mosquitto import HOST
+from tests.support.mosquitto import Client
 
 PREFIX = "station/v1"
 WIDTH, HEIGHT, PATCH = 384, 288, 48
@@ -144,7 +144,7 @@ class Simulated:
         return (self.number // 4) % 3
 
 
-class Plant:
+class Plant(Client):
     """``with Plant(broker.port, paths(20)) as plant:`` — they log in, tell how they are, and obey commands.
 
     Scores come only from ``score`` or, ten a second of each that is online, from ``run``.
@@ -359,20 +359,13 @@ class Plant:
             self.tell_info(path)
         client.subscribe(f"{PREFIX}/+/+/+/cmd/+", 1)
 
-    def __enter__(self) -> Self:
-        self._client.connect(HOST, self._port)
-        self._client.loop_start()
-        assert self._subscribed.wait(20)
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
         for thread in self._threads:
             thread.join()
-        self._client.disconnect()
-        self._client.loop_stop()
+        super().__exit__(kind, error, trace)
 
 
 def something_of_everything(plant: Plant) -> None:
