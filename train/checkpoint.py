@@ -13,7 +13,7 @@ from train.networks import Critic, Encoder, Generator, Locator
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BEST_FILE = "best.pt"
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -13,11 +14,12 @@ from typing import Any, cast
 import structlog
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from train import checkpoint
 from train.config import FitConfig
+from train.cuda_graphs import Replayed
 from train.data import TrainingImages
 from train.errors import DivergedError
 from train.losses import CriticPlayer, GeneratorEncoderPlayer, LocatorPlayer
@@ -95,9 +97,17 @@ def players_at(step: int, d_iter: int) -> tuple[bool, bool]:
 
 
 class Trainer:
-    """Networks, optimizers and random state of one run; advances by one step at a time."""
+    """Networks, optimizers and random numbers of one run; advances by one step at a time."""
 
-    def __init__(self, config: FitConfig, data: TrainingImages, fabric: Fabric) -> None:
+    def __init__(self, config: FitConfig, data: TrainingImages, fabric: Fabric, *, record: bool = True) -> None:
+        """Make the networks, with the weights that the run's seed gives.
+
+        Args:
+            config: settings of the run.
+            data: its images.
+            fabric: launched; decides on the device and its precision.
+            record: on a single GPU, replay recorded steps (``train.cuda_graphs``).
+        """
         self.config = config
         self.data = data
         self.fabric = fabric
@@ -105,27 +115,14 @@ class Trainer:
         arch = config.architecture
         encoder, generator = channels_last(Encoder(arch)), channels_last(Generator(arch))
         critic = channels_last(Critic(arch))
-        ge_player, d_player = GeneratorEncoderPlayer(encoder, generator), CriticPlayer(critic)
         self.encoder, self.generator, self.critic = encoder, generator, critic
         self.locator = channels_last(Locator(arch)) if config.locator else None
-        fused = fabric.device.type == "cuda"
-        self.ge_player, self.ge_optimizer = fabric.setup(
-            ge_player,
-            torch.optim.Adam(
-                ge_player.parameters(), lr=config.lr, betas=config.betas_ge, eps=config.adam_eps, fused=fused
-            ),
+        self.ge_player, self.ge_optimizer = self._setup(
+            GeneratorEncoderPlayer(encoder, generator), betas=config.betas_ge, eps=config.adam_eps
         )
-        self.d_player, self.d_optimizer = fabric.setup(
-            d_player,
-            torch.optim.Adam(
-                d_player.parameters(), lr=config.lr, betas=config.betas_d, eps=config.adam_eps, fused=fused
-            ),
-        )
+        self.d_player, self.d_optimizer = self._setup(CriticPlayer(critic), betas=config.betas_d, eps=config.adam_eps)
         if self.locator is not None:
-            l_player = LocatorPlayer(self.locator)
-            self.l_player, self.l_optimizer = fabric.setup(
-                l_player, torch.optim.Adam(l_player.parameters(), lr=config.locator_lr, fused=fused)
-            )
+            self.l_player, self.l_optimizer = self._setup(LocatorPlayer(self.locator))
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
         self.ema_encoder = AveragedModel(encoder, multi_avg_fn=average)
         self.ema_generator = AveragedModel(generator, multi_avg_fn=average)
@@ -133,12 +130,22 @@ class Trainer:
         self.sampler = PatchSampler(
             data.images, arch.image_size, rotate=config.rotate, flip=config.flip, device=fabric.device
         )
-        self.random = torch.Generator().manual_seed(config.seed * 1_000_003 + fabric.global_rank)
+        self.random = torch.Generator(fabric.device)
         self.step = 0
         self.adversarial_step = 0
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.best_auroc: float | None = None
+        self._record = record and fabric.device.type == "cuda" and fabric.world_size == 1
+        self._steps: dict[tuple[bool, bool, bool], Callable[..., dict[str, Tensor]]] = {}
+
+    def _setup(self, player: nn.Module, **adam: Any) -> tuple[Any, Any]:  # noqa: ANN401 - what Fabric returns
+        """A player and its optimizer, on the device. The rate is set before every step."""
+        on_gpu = self.fabric.device.type == "cuda"
+        # As a tensor, because a recorded step reads it where it was.
+        rate = torch.tensor(0.0, device=self.fabric.device) if on_gpu else 0.0
+        optimizer = torch.optim.Adam(player.parameters(), lr=rate, fused=on_gpu, capturable=on_gpu, **adam)
+        return self.fabric.setup(player, optimizer)
 
     @property
     def averaged(self) -> tuple[Encoder, Generator]:
@@ -152,11 +159,13 @@ class Trainer:
 
     def advance(self, phase: Phase) -> dict[str, Tensor]:
         """One training step; returns the losses it saw before updating, by name."""
-        config, fabric = self.config, self.fabric
-        n = config.batch_size
+        config, n = self.config, self.config.batch_size
+        # The step alone decides on its random numbers, so that a run can be resumed exactly.
+        stream = config.seed * 1_000_003 + self.fabric.global_rank
+        self.random.manual_seed((stream * 2**32 + self.step) % 2**63)
         x = self.sampler.sample(n, self.random)
-        z = torch.randn(n, config.latent_size, generator=self.random).to(fabric.device)
-        eps = torch.rand(n, 1, generator=self.random).to(fabric.device)
+        z = torch.randn(n, config.latent_size, generator=self.random, device=self.random.device)
+        eps = torch.rand(n, 1, generator=self.random, device=self.random.device)
         planted = plant(x, self.random) if self.locator is not None else None
         self.step += 1
         train_ge, train_d = True, False
@@ -180,13 +189,43 @@ class Trainer:
 
         L is updated in every step that has ``planted`` defects for it.
         """
+        _set_rate(self.ge_optimizer, phase.lr)
+        _set_rate(self.d_optimizer, phase.lr)
+        if planted is not None:
+            _set_rate(self.l_optimizer, phase.locator_lr)
+        patches, mask = (None, None) if planted is None else (planted.patches, planted.mask)
+        kind = (phase.warm, train_ge, train_d)
+        if kind not in self._steps:
+            step = partial(self._descend, warm=phase.warm, train_ge=train_ge, train_d=train_d)
+            self._steps[kind] = Replayed(step, self.fabric.device) if self._record else step
+        losses = self._steps[kind](x, z, eps, patches, mask)
+        if self.step % self.config.ema_every == 0:
+            if train_ge:
+                self.ema_encoder.update_parameters(self.encoder)
+                self.ema_generator.update_parameters(self.generator)
+            if planted is not None and self.ema_locator is not None and self.locator is not None:
+                self.ema_locator.update_parameters(self.locator)
+        return losses
+
+    def _descend(
+        self,
+        x: Tensor,
+        z: Tensor,
+        eps: Tensor,
+        patches: Tensor | None,
+        mask: Tensor | None,
+        *,
+        warm: bool,
+        train_ge: bool,
+        train_d: bool,
+    ) -> dict[str, Tensor]:
+        """One step of every optimizer whose turn it is; the losses by name."""
         losses: dict[str, Tensor] = {}
         reconstruction: Tensor | None = None
         if train_ge:
             # D's weights take no part in this backward pass; its input gradient does.
             self.critic.requires_grad_(requires_grad=False)
-            source = planted.patches if planted is not None else None
-            ge = self.ge_player(x, None if phase.warm else z, self.config.alpha, self.critic, source)
+            ge = self.ge_player(x, None if warm else z, self.config.alpha, self.critic, patches)
             self.critic.requires_grad_(requires_grad=True)
             reconstruction = ge.pop("reconstruction", None)
             losses |= {k: v for k, v in ge.items() if k != "total"}
@@ -195,28 +234,21 @@ class Trainer:
                 encoded, generated = self.encoder(x), self.generator(z)
             d = self.d_player(x, encoded, generated, z, eps, self.config.gp_weight)
             losses |= {k: v for k, v in d.items() if k != "total"}
-        if planted is not None:
+        if patches is not None:
             if reconstruction is None:
                 with torch.no_grad(), self.fabric.autocast():
-                    reconstruction = self.generator(self.encoder(planted.patches))
-            location = self.l_player(planted.patches, reconstruction, planted.mask)
+                    reconstruction = self.generator(self.encoder(patches))
+            location = self.l_player(patches, reconstruction, mask)
             losses |= {k: v for k, v in location.items() if k != "total"}
         if train_ge:
-            self._apply(self.ge_optimizer, ge["total"], phase.lr)
-            if self.step % self.config.ema_every == 0:
-                self.ema_encoder.update_parameters(self.encoder)
-                self.ema_generator.update_parameters(self.generator)
+            self._apply(self.ge_optimizer, ge["total"])
         if train_d:
-            self._apply(self.d_optimizer, d["total"], phase.lr)
-        if planted is not None and self.ema_locator is not None and self.locator is not None:
-            self._apply(self.l_optimizer, location["total"], phase.locator_lr)
-            if self.step % self.config.ema_every == 0:
-                self.ema_locator.update_parameters(self.locator)
+            self._apply(self.d_optimizer, d["total"])
+        if patches is not None:
+            self._apply(self.l_optimizer, location["total"])
         return {k: v.detach() for k, v in losses.items()}
 
-    def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         optimizer.step()
@@ -243,7 +275,6 @@ class Trainer:
             "ema_updates": int(self.ema_encoder.n_averaged),
             "ge_optimizer": self.ge_optimizer.state_dict(),
             "d_optimizer": self.d_optimizer.state_dict(),
-            "random": self.random.get_state(),
         }
         if self.locator is not None and self.ema_locator is not None:
             state |= {
@@ -258,20 +289,31 @@ class Trainer:
         self.step, self.adversarial_step = state["step"], state["adversarial_step"]
         self.seconds, self.history, self.best_auroc = state["seconds"], state["history"], state["best_auroc"]
         has_locator = self.locator is not None
-        for name in (
-            "encoder",
-            "generator",
-            "critic",
-            "ge_optimizer",
-            "d_optimizer",
-            *["locator", "l_optimizer"] * has_locator,
-        ):
+        for name in ("encoder", "generator", "critic", *["locator"] * has_locator):
             getattr(self, name).load_state_dict(state[name])
+        for name in ("ge_optimizer", "d_optimizer", *["l_optimizer"] * has_locator):
+            _restore_optimizer(getattr(self, name), state[name])
         for name in ("ema_encoder", "ema_generator", *["ema_locator"] * has_locator):
             averaged = getattr(self, name)
             averaged.module.load_state_dict(state[name])
             averaged.n_averaged.fill_(state["ema_updates"])
-        self.random.set_state(state["random"])
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load moments and counts, but keep this device's way of computing: the run may have begun on another."""
+    ways = [{key: group[key] for key in ("lr", "fused", "capturable")} for group in optimizer.param_groups]
+    groups = [{**group, **way} for group, way in zip(state["param_groups"], ways, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for group, way in zip(optimizer.param_groups, ways, strict=True):
+        group["lr"] = way["lr"]  # load_state_dict copies it
 
 
 class Interrupted:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from train.sampling import uniform
+
 CLEAN = 0.4  # share of patches that stay as they are
 LINES = 0.3  # share of defects that are thin curves
 _LEAST_TEXTURE = 0.02  # of 2; below it, amplitudes are those of a patch with this much fine texture
@@ -33,10 +35,9 @@ class Planted:
 def plant(x: Tensor, random: torch.Generator) -> Planted:
     """Plant one or two defects into some of the patches ``x``, float32 (N, 3, P, P) in [-1, 1].
 
-    All random numbers come from ``random`` (on the CPU), so that a run can be resumed exactly.
+    All random numbers come from ``random``, which is of x's device.
     """
-    shapes = _shapes(len(x), x.shape[-1], random)
-    mask = shapes.to(x.device)[:, None]
+    mask = _shapes(len(x), x.shape[-1], random)[:, None]
     soft = _smooth(mask, 3)
     return Planted((x + (_fillings(x, random) - x) * soft).clamp(-1, 1), mask)
 
@@ -44,25 +45,29 @@ def plant(x: Tensor, random: torch.Generator) -> Planted:
 def _shapes(n: int, size: int, random: torch.Generator) -> Tensor:
     """Where the defects are, (n, size, size), 0 or 1."""
     mask = _blobs(n, size, random)
-    second = torch.rand(n, 1, 1, generator=random) < 0.3
-    mask = torch.maximum(mask, _blobs(n, size, random) * second)
-    mask = torch.where(torch.rand(n, 1, 1, generator=random) < LINES, _lines(n, size, random), mask)
-    return mask * (torch.rand(n, 1, 1, generator=random) >= CLEAN)
+    mask = torch.maximum(mask, _blobs(n, size, random) * (uniform(random, n, 1, 1) < 0.3))
+    mask = torch.where(uniform(random, n, 1, 1) < LINES, _lines(n, size, random), mask)
+    return mask * (uniform(random, n, 1, 1) >= CLEAN)
 
 
-def _pixels(size: int) -> tuple[Tensor, Tensor]:
-    y, x = torch.meshgrid(torch.arange(float(size)), torch.arange(float(size)), indexing="ij")
+def _normal(random: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=random, device=random.device)
+
+
+def _pixels(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    side = torch.arange(float(size), device=device)
+    y, x = torch.meshgrid(side, side, indexing="ij")
     return y, x
 
 
 def _blobs(n: int, size: int, random: torch.Generator) -> Tensor:
     """Ellipses from dots to strokes, at any angle, with wavy rims."""
-    y, x = _pixels(size)
-    centre = torch.rand(n, 2, 1, 1, generator=random) * size
-    angle = torch.rand(n, 1, 1, generator=random) * math.pi
-    long = torch.exp(torch.rand(n, 1, 1, generator=random) * 2.6) * (size / 32)  # half axes, pixels
-    short = (long / torch.exp(torch.rand(n, 1, 1, generator=random) * 2.3)).clamp_min(1.2)
-    wave = 0.18 * long * torch.rand(n, 1, 1, generator=random)
+    y, x = _pixels(size, random.device)
+    centre = uniform(random, n, 2, 1, 1) * size
+    angle = uniform(random, n, 1, 1) * math.pi
+    long = torch.exp(uniform(random, n, 1, 1) * 2.6) * (size / 32)  # half axes, pixels
+    short = (long / torch.exp(uniform(random, n, 1, 1) * 2.3)).clamp_min(1.2)
+    wave = 0.18 * long * uniform(random, n, 1, 1)
     dy, dx = y - centre[:, 0], x - centre[:, 1]
     along = dy * angle.cos() + dx * angle.sin() + wave * _field(n, size, 2, 10, random)
     across = dx * angle.cos() - dy * angle.sin() + wave * _field(n, size, 2, 10, random)
@@ -73,52 +78,52 @@ def _lines(n: int, size: int, random: torch.Generator) -> Tensor:
     """Thin curves: where a smooth random field crosses a level, within a disc."""
     field = _field(n, size, 2, 6, random)
     slope = torch.stack(torch.gradient(field, dim=(1, 2))).square().sum(0).sqrt().clamp_min(0.02)
-    level = 0.5 * torch.randn(n, 1, 1, generator=random)
-    half_width = 0.6 + 1.6 * torch.rand(n, 1, 1, generator=random)
-    y, x = _pixels(size)
-    centre = torch.rand(n, 2, 1, 1, generator=random) * size
-    radius = size * (0.125 + 0.375 * torch.rand(n, 1, 1, generator=random))
+    level = 0.5 * _normal(random, n, 1, 1)
+    half_width = 0.6 + 1.6 * uniform(random, n, 1, 1)
+    y, x = _pixels(size, random.device)
+    centre = uniform(random, n, 2, 1, 1) * size
+    radius = size * (0.125 + 0.375 * uniform(random, n, 1, 1))
     inside = (y - centre[:, 0]).square() + (x - centre[:, 1]).square() < radius.square()
     return (((field - level).abs() / slope < half_width) & inside).float()
 
 
 def _field(n: int, size: int, least: float, most: float, random: torch.Generator) -> Tensor:
     """Smooth random fields with ``least`` to ``most`` bumps a side, (n, size, size), of about unit deviation."""
-    fields = []
-    for bumps in (torch.rand(n, 2, generator=random) * math.log(most / least)).exp() * least:
-        grid = [max(2, round(float(b))) + 3 for b in bumps]
-        noise = torch.randn(1, 1, *grid, generator=random)
-        fine = [math.ceil(size * g / (g - 3)) for g in grid]
-        whole = functional.interpolate(noise, size=fine, mode="bicubic", align_corners=False)[0, 0]
-        top, left = ((f - size) // 2 for f in fine)
-        fields.append(whole[top : top + size, left : left + size])
-    stacked = torch.stack(fields)
-    return stacked / stacked.std(dim=(1, 2), keepdim=True).clamp_min(1e-3)
+    nodes = math.ceil(most) + 3
+    bumps = least * (uniform(random, n, 2, 1) * math.log(most / least)).exp()
+    # Node 1 lies at the first pixel: bicubic interpolation needs one node beyond either end.
+    at = 1 + bumps * torch.linspace(0, 1, size, device=random.device)
+    y, x = ((2 / (nodes - 1)) * at - 1).unbind(1)
+    places = torch.stack([x[:, None, :].expand(n, size, size), y[:, :, None].expand(n, size, size)], dim=-1)
+    noise = _normal(random, n, 1, nodes, nodes)
+    field = functional.grid_sample(noise, places, mode="bicubic", padding_mode="border", align_corners=True)[:, 0]
+    return field / field.std(dim=(1, 2), keepdim=True).clamp_min(1e-3)
 
 
 def _fillings(x: Tensor, random: torch.Generator) -> Tensor:
     """What each patch would look like if the defect covered all of it, (N, 3, P, P)."""
-    n, device = len(x), x.device
+    n = len(x)
 
-    def uniform(low: float, high: float) -> Tensor:
-        return (low + (high - low) * torch.rand(n, 1, 1, 1, generator=random)).to(device)
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * uniform(random, n, 1, 1, 1)
 
     fine = x - _smooth(x, 9)
     texture = fine.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(_LEAST_TEXTURE)
-    darker = uniform(0, 1) < 0.7  # most defects swallow light
-    shift = texture * uniform(1.2, 3.7) * torch.where(darker, -1.0, 1.0)
-    if not torch.equal(x[:, 0], x[:, 1]):
-        shift = shift * (1 + 0.5 * torch.randn(n, 3, 1, 1, generator=random).to(device))
+    darker = between(0, 1) < 0.7  # most defects swallow light
+    shift = texture * between(1.2, 3.7) * torch.where(darker, -1.0, 1.0)
+    coloured = (x[:, :1] != x[:, 1:2]).any()
+    shift = shift * (1 + 0.5 * _normal(random, n, 3, 1, 1) * coloured)
     elsewhere = torch.rot90(x.roll(1, 0), 1, (2, 3))
     elsewhere = elsewhere - elsewhere.mean(dim=(1, 2, 3), keepdim=True) + x.mean(dim=(1, 2, 3), keepdim=True)
-    rough = _field(n, x.shape[-1], 5, 30, random).to(device)[:, None]
+    rough = _field(n, x.shape[-1], 5, 30, random)[:, None]
     kinds = torch.stack([
         x + shift,
-        x - fine * uniform(0.5, 1.0) + 0.7 * shift,  # smoothed over
-        x + texture * uniform(1.0, 2.5) * rough,
+        x - fine * between(0.5, 1.0) + 0.7 * shift,  # smoothed over
+        x + texture * between(1.0, 2.5) * rough,
         elsewhere + 0.5 * shift,
     ])  # fmt: skip
-    return kinds[torch.randint(0, len(kinds), (n,), generator=random).to(device), torch.arange(n, device=device)]
+    kind = torch.randint(0, len(kinds), (n,), generator=random, device=random.device)
+    return kinds[kind, torch.arange(n, device=x.device)]
 
 
 def _smooth(x: Tensor, side: int) -> Tensor:

@@ -40,27 +40,21 @@ class PatchSampler:
         self.flip = flip
         self.device = torch.device(device)
         self.pixels = torch.cat([torch.from_numpy(i).reshape(-1, i.shape[2]) for i in images]).to(self.device)
-        heights = [i.shape[0] for i in images]
-        widths = [i.shape[1] for i in images]
-        self.heights = torch.tensor(heights)
-        self.widths = torch.tensor(widths)
+        self.heights = torch.tensor([i.shape[0] for i in images], device=self.device)
+        self.widths = torch.tensor([i.shape[1] for i in images], device=self.device)
         areas = self.heights * self.widths
         self.starts = areas.cumsum(0) - areas
-        self.offsets = torch.arange(patch, dtype=torch.float32) - (patch - 1) / 2
+        self.offsets = torch.arange(patch, dtype=torch.float32, device=self.device) - (patch - 1) / 2
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` patches: float32 (n, 3, patch, patch) in [-1, 1], channels-last in memory.
 
-        All random numbers come from ``generator`` (on the CPU), so that a run can be resumed exactly.
+        All random numbers come from ``generator``, which is of the sampler's device.
         """
-        which = torch.randint(len(self.starts), (n,), generator=generator)
-        where, angle, mirror = (
-            torch.rand(2, n, generator=generator),
-            torch.rand(n, generator=generator),
-            torch.rand(2, n, generator=generator) < 0.5,
-        )
+        which = torch.randint(len(self.starts), (n,), generator=generator, device=self.device)
+        where, angle, mirror = uniform(generator, 2, n), uniform(generator, n), uniform(generator, 2, n) < 0.5
         heights, widths, starts = self.heights[which], self.widths[which], self.starts[which]
-        signs = torch.where(mirror, -1.0, 1.0) if self.flip else torch.ones(2, n)
+        signs = torch.where(mirror, -1.0, 1.0) if self.flip else torch.ones(2, n, device=self.device)
         if self.rotate == (0.0, 0.0):
             return self._cut(heights, widths, starts, where, signs)
         theta = self.rotate[0] + (self.rotate[1] - self.rotate[0]) * angle
@@ -74,7 +68,7 @@ class PatchSampler:
         rows = top[:, None] + (signs[0][:, None] * self.offsets + middle).to(torch.int64)
         columns = left[:, None] + (signs[1][:, None] * self.offsets + middle).to(torch.int64)
         index = (starts[:, None] + rows * widths[:, None])[:, :, None] + columns[:, None, :]
-        return self._scaled(self.pixels[index.to(self.device)])
+        return self._scaled(self.pixels[index])
 
     def _rotate(
         self, heights: Tensor, widths: Tensor, starts: Tensor, where: Tensor, signs: Tensor, theta: Tensor
@@ -88,17 +82,16 @@ class PatchSampler:
         v = (signs[0][:, None] * self.offsets)[:, :, None]
         u = (signs[1][:, None] * self.offsets)[:, None, :]
         cos, sin = cos[:, None, None], sin[:, None, None]
-        device = self.device
         # Rows count downwards, hence the signs: a positive angle turns the patch's content counter-clockwise.
-        y = (centre_y[:, None, None] + cos * v + sin * u).clamp_(min=0).minimum(last_row[:, None, None]).to(device)
-        x = (centre_x[:, None, None] + cos * u - sin * v).clamp_(min=0).minimum(last_column[:, None, None]).to(device)
+        y = (centre_y[:, None, None] + cos * v + sin * u).clamp_(min=0).minimum(last_row[:, None, None])
+        x = (centre_x[:, None, None] + cos * u - sin * v).clamp_(min=0).minimum(last_column[:, None, None])
         y0, x0 = y.floor(), x.floor()
         dy, dx = (y - y0).unsqueeze(-1), (x - x0).unsqueeze(-1)
         y0, x0 = y0.to(torch.int64), x0.to(torch.int64)
-        width = widths[:, None, None].to(device)
-        down = (y0 < heights[:, None, None].to(device) - 1).to(torch.int64) * width
+        width = widths[:, None, None]
+        down = (y0 < heights[:, None, None] - 1).to(torch.int64) * width
         right = (x0 < width - 1).to(torch.int64)
-        index = starts[:, None, None].to(device) + y0 * width + x0
+        index = starts[:, None, None] + y0 * width + x0
         upper = torch.lerp(self.pixels[index].float(), self.pixels[index + right].float(), dx)
         index = index + down
         lower = torch.lerp(self.pixels[index].float(), self.pixels[index + right].float(), dx)
@@ -109,3 +102,8 @@ class PatchSampler:
         """(n, P, P, C) in 0..255 -> (n, 3, P, P) in [-1, 1]."""
         scaled = patches.float().mul_(1 / 127.5).sub_(1)
         return scaled.expand(*scaled.shape[:3], 3).contiguous().permute(0, 3, 1, 2)
+
+
+def uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """Numbers in [0, 1), on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)
