@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.bundle import Bundle
 from engines.engine import Engine, Float32Array, UInt8Array
 from engines.images import read_image
 from engines.judging import Judging
+from engines.manifest import Description
 from engines.tiling import PatchGrid, Tiler
 from train.errors import DataError
 from train.labelled import LabelledImage
@@ -46,11 +46,16 @@ class ScoredFrame:
 class FrameScorer:
     """Scores image files with a bundle."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        """Wire the parts; the engine stays the caller's to close."""
+    def __init__(self, description: Description, engine: Engine) -> None:
+        """Wire the parts.
+
+        Args:
+            description: of the model, such as a bundle's manifest.
+            engine: its scorer; stays the caller's to close.
+        """
         self._engine = engine
-        self._tiler = Tiler(bundle.manifest.preprocessing)
-        self._judging = Judging.of(bundle.manifest)
+        self._tiler = Tiler(description.preprocessing)
+        self._judging = Judging.of(description)
 
     def score(self, path: Path) -> ScoredFrame:
         """Score one file.
@@ -59,17 +64,27 @@ class FrameScorer:
             ImageError: it cannot be read.
             DataError: it is too small for the model, or its score is not finite.
         """
-        image = read_image(path)
+        try:
+            return self.score_image(read_image(path))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    def score_image(self, image: UInt8Array) -> ScoredFrame:
+        """Score a frame, uint8 (H, W, 3), BGR.
+
+        Raises:
+            DataError: it is too small for the model, or its score is not finite.
+        """
         try:
             grid = self._tiler.grid((image.shape[0], image.shape[1]))
         except ValueError as error:
-            raise DataError(f"{path}: {error}") from error
+            raise DataError(str(error)) from error
         patches = self._tiler.patches(self._tiler.prepare(image))
         scores = self._engine.score(patches)
         judged = self._judging(scores, grid)
         score = float(judged.patch_scores.max())
         if not np.isfinite(score):
-            raise DataError(f"{path}: the model's score for it is {score}; the weights are broken")
+            raise DataError(f"the model's score is {score}; the weights are broken")
         residual = grid.to_frame(grid.assemble(scores.residual))
         return ScoredFrame(image, grid, patches, score, residual, grid.to_frame(judged.heat))
 

@@ -95,13 +95,13 @@ def export_run(
         draft = write_bundle(Path(folder, "bundle"), description, graph, selftest, "draft", lower)
         engine = open_engine(draft, EngineSettings(backend="onnxruntime"))
         try:
-            frames = FrameScorer(draft, engine)
+            frames = FrameScorer(draft.manifest, engine)
             if trained.locator is not None and unseen:
                 on_stage("measuring good material by place")
                 maps = (frames.score(path).heat for path in _spread(unseen, STANDARD_IMAGES))
                 description = description.model_copy(update={"standards": fit_standards(maps)})
                 draft = write_bundle(draft.path, description, graph, selftest, "draft", lower)
-                frames = FrameScorer(draft, engine)
+                frames = FrameScorer(draft.manifest, engine)
             on_stage("scoring good images")
             scores = [frames.score(path).score for path in _spread(unseen or images, SCORED_IMAGES)]
             pictures = _pictures(trained, images, frames, graph)

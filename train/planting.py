@@ -16,6 +16,8 @@ from train.sampling import uniform
 
 CLEAN = 0.4  # share of patches that stay as they are
 LINES = 0.3  # share of defects that are thin curves
+SHIFT = (1.2, 3.7)  # how much darker or brighter, in deviations of the patch's fine texture
+LONGEST = 2.6  # log of the ratio of the longest to the shortest half axis, which is 1/32 of the patch
 _LEAST_TEXTURE = 0.02  # of 2; below it, amplitudes are those of a patch with this much fine texture
 
 
@@ -65,7 +67,7 @@ def _blobs(n: int, size: int, random: torch.Generator) -> Tensor:
     y, x = _pixels(size, random.device)
     centre = uniform(random, n, 2, 1, 1) * size
     angle = uniform(random, n, 1, 1) * math.pi
-    long = torch.exp(uniform(random, n, 1, 1) * 2.6) * (size / 32)  # half axes, pixels
+    long = torch.exp(uniform(random, n, 1, 1) * LONGEST) * (size / 32)  # half axes, pixels
     short = (long / torch.exp(uniform(random, n, 1, 1) * 2.3)).clamp_min(1.2)
     wave = 0.18 * long * uniform(random, n, 1, 1)
     dy, dx = y - centre[:, 0], x - centre[:, 1]
@@ -110,7 +112,7 @@ def _fillings(x: Tensor, random: torch.Generator) -> Tensor:
     fine = x - _smooth(x, 9)
     texture = fine.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(_LEAST_TEXTURE)
     darker = between(0, 1) < 0.7  # most defects swallow light
-    shift = texture * between(1.2, 3.7) * torch.where(darker, -1.0, 1.0)
+    shift = texture * between(*SHIFT) * torch.where(darker, -1.0, 1.0)
     coloured = (x[:, :1] != x[:, 1:2]).any()
     shift = shift * (1 + 0.5 * _normal(random, n, 3, 1, 1) * coloured)
     elsewhere = torch.rot90(x.roll(1, 0), 1, (2, 3))

@@ -58,7 +58,7 @@ def bundle(tmp_path: Path) -> Bundle:
 def run(bundle: Bundle, data: Path) -> Evaluation:
     engine = open_engine(bundle, EngineSettings())
     try:
-        return evaluate(find_labelled_images(data), FrameScorer(bundle, engine))
+        return evaluate(find_labelled_images(data), FrameScorer(bundle.manifest, engine))
     finally:
         engine.close()
 

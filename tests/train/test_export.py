@@ -109,7 +109,7 @@ def test_held_out_images_set_the_standards(tmp_path: Path) -> None:
     assert standards.n_frames == len(images.held_out) == 8
     assert bundle.manifest.training.n_images == 4
     engine = open_engine(bundle, EngineSettings())
-    frames = FrameScorer(bundle, engine)
+    frames = FrameScorer(bundle.manifest, engine)
     heat = np.concatenate([frames.score(path).heat.ravel() for path in images.held_out])
     engine.close()
     assert abs(heat.mean()) < 0.5, "the standards are of the very map that is judged"

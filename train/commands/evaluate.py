@@ -75,7 +75,7 @@ def evaluate(
     loaded = read_bundle(bundle)
     engine = open_engine(loaded, EngineSettings())
     try:
-        scorer = FrameScorer(loaded, engine)
+        scorer = FrameScorer(loaded.manifest, engine)
         result = _evaluate(images, scorer)
         shown = show(pick_cases(result), scorer, open_reconstructor(loaded.scorer))
     finally:
