@@ -130,4 +130,5 @@ def _fillings(x: Tensor, random: torch.Generator) -> Tensor:
 
 def _smooth(x: Tensor, side: int) -> Tensor:
     """Mean over squares of ``side`` pixels, mirrored at the border."""
-    return functional.avg_pool2d(functional.pad(x, (side // 2,) * 4, mode="reflect"), side, 1)
+    padded = functional.pad(x, (side // 2,) * 4, mode="reflect")
+    return functional.avg_pool2d(functional.avg_pool2d(padded, (side, 1), 1), (1, side), 1)
