@@ -161,6 +161,15 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
             "judge frames. Without: A(x), the paper's score. Default: with.",
         ),
     ] = None,
+    smoothing: Annotated[
+        float | None,
+        typer.Option(
+            "--smoothing",
+            metavar="PIXELS",
+            rich_help_panel=MODEL,
+            help="Deviation of the Gaussian over the locator's map: the larger, the larger the defects looked for.",
+        ),
+    ] = None,
     warm_start: Annotated[
         float | None,
         typer.Option(
@@ -170,9 +179,17 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    warm_lr: Annotated[
+        float | None,
+        typer.Option("--warm-lr", metavar="RATE", help="Learning rate of the warm start.", rich_help_panel=TRAINING),
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option("--lr", metavar="RATE", help="Learning rate of the adversarial phase.", rich_help_panel=TRAINING),
+    ] = None,
+    locator_lr: Annotated[
+        float | None,
+        typer.Option("--locator-lr", metavar="RATE", help="Learning rate of the locator.", rich_help_panel=TRAINING),
     ] = None,
     gp_weight: Annotated[
         float | None,
@@ -257,11 +274,11 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
     given = {
         "preset": preset_name,
         "category": category,
-        "frame_size": _size(frame_size),
+        "frame_size": parse_size(frame_size),
         "scale": scale,
         "stride": stride,
         "colour": colour,
-        "rotate": _range(rotate),
+        "rotate": parse_range(rotate),
         "flip": flip,
         "holdout": holdout,
         "width": width,
@@ -270,8 +287,11 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         "lambda": lambda_,
         "feature_layer": feature_layer,
         "locator": locator,
+        "smoothing": smoothing,
         "warm_start": warm_start,
+        "warm_lr": warm_lr,
         "lr": lr,
+        "locator_lr": locator_lr,
         "gp_weight": gp_weight,
         "d_iter": d_iter,
         "batch_size": batch_size,
@@ -361,7 +381,12 @@ def _validated(values: dict[str, Any]) -> FitConfig:
         ) from error
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """HEIGHTxWIDTH.
+
+    Raises:
+        typer.BadParameter: it is something else.
+    """
     if text is None:
         return None
     height, cross, width = text.lower().partition("x")
@@ -370,7 +395,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _range(text: str | None) -> tuple[float, float] | None:
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """LO:HI, or one number for plus and minus that much.
+
+    Raises:
+        typer.BadParameter: it is something else.
+    """
     if text is None:
         return None
     low, colon, high = text.partition(":")
