@@ -37,11 +37,11 @@ def installed_backends() -> tuple[Backend, ...]:
 def tensorrt_problem() -> str | None:
     """Why TensorRT cannot run a bundle here; None: it can."""
     try:
-        gpu.describe_gpu()  # first: where there is none, a large library need not be loaded
+        found = gpu.describe_gpu()  # first: where there is none, a large library need not be loaded
         library.trt()
     except BackendError as error:
         return str(error)
-    return None
+    return library.refused_gpu(found.compute_capability)
 
 
 def open_engine(

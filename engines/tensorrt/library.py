@@ -14,6 +14,7 @@ IProgressMonitor           no     yes     yes      yes     :func:`make_progress_
 timing cache               yes    yes     yes      no use  :func:`has_timing_cache`
 compiles kernels           built  built   built    loaded  :func:`create_context`
 says if it can be recorded no     no      may be   yes     :func:`can_record`
+runs on each of its GPUs   yes    yes     yes      no      :func:`refused_gpu`
 =========================  =====  ======  =======  ======  =======
 """
 
@@ -69,6 +70,26 @@ def name() -> str:
 def version() -> str:
     """Full version, such as 10.3.0 or 1.7.1.116. Plans fit no other."""
     return str(trt().__version__)
+
+
+def refused_gpu(compute_capability: tuple[int, int]) -> str | None:
+    """Why no plan runs on a GPU of this compute capability, in a few words; None: as far as is known, one does.
+
+    RTX knows the GPUs of desktops by name and refuses to load a plan on any other that is not newer than they: on an
+    H100 (9.0) or an Orin (8.7). Turing (7.5) it knows, but a plan that names no GPU, as ours, leaves it out, and for it
+    RTX multiplies no matrices in fp32.
+    """
+    if not is_rtx():
+        return None
+    names = trt().ComputeCapability.__members__
+    known = sorted(divmod(int(name[2:]), 10) for name in names if name.startswith("SM") and name != "SM75")
+    if compute_capability in known or compute_capability > known[-1]:
+        return None
+    here, *others = (f"{major}.{minor}" for major, minor in (compute_capability, *known))
+    return (
+        f"{name()} {version()} runs no plan of ours on GPUs of compute capability {here}, only of {', '.join(others)} "
+        "and newer. NVIDIA's TensorRT, which goes before it, may: `pip install tensorrt`"
+    )
 
 
 def network_flags() -> int:

@@ -208,6 +208,17 @@ def test_auto_takes_tensorrt_where_there_is_a_gpu():
     assert [found.name for found in installed_backends()] == ["tensorrt", "onnxruntime"]
 
 
+@pytest.mark.usefixtures("double")
+def test_auto_leaves_a_gpu_that_the_library_refuses_to_onnx_runtime(bundle, settings, monkeypatch):
+    monkeypatch.setattr(library, "refused_gpu", lambda capability: f"not on {capability}")
+    assert [found.name for found in installed_backends()] == ["onnxruntime"]
+    engine = open_engine(bundle, settings)
+    assert engine.info.backend == "onnxruntime"
+    engine.close()
+    with pytest.raises(BackendError, match=r"tensorrt, which cannot run here: not on \(8, 7\)"):
+        open_engine(bundle, settings.model_copy(update={"backend": "tensorrt"}))
+
+
 def test_asking_for_tensorrt_without_a_gpu_says_what_is_missing(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycuda", None)
     gpu.cuda.cache_clear()

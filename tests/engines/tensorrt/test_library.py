@@ -163,6 +163,24 @@ def test_where_the_version_cannot_tell_one_tries_to_record():
     assert not library.can_record(SimpleNamespace(is_stream_capturable=lambda stream: stream != 7), 7)
 
 
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (12, 0), (12, 1), (13, 0)])
+def test_the_real_rtx_runs_on_the_gpus_that_it_names_and_on_newer_ones(monkeypatch, capability):
+    monkeypatch.setattr(library, "trt", lambda: pytest.importorskip("tensorrt_rtx"))
+    assert library.refused_gpu(capability) is None
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 7), (9, 0), (10, 0)])
+def test_the_real_rtx_does_not_run_on_others(monkeypatch, capability):
+    monkeypatch.setattr(library, "trt", lambda: pytest.importorskip("tensorrt_rtx"))
+    major, minor = capability
+    assert f"compute capability {major}.{minor}, only of 8.0, 8.6, 8.9, 12.0" in library.refused_gpu(capability)
+
+
+def test_tensorrt_itself_is_asked_by_running_it(pretend):
+    pretend("10.3.0")
+    assert library.refused_gpu((9, 0)) is None
+
+
 @pytest.mark.parametrize(("which", "name"), [("10.3.0", "TensorRT"), ("rtx", "TensorRT-RTX")])
 def test_names(pretend, which, name):
     pretend(which)
