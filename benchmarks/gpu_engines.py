@@ -80,8 +80,9 @@ def untrained_run(folder: Path, width: int, category: str) -> Path:
 
 
 def untrained_bundle(folder: Path, width: int, category: str = "texture") -> Bundle:
-    """A bundle of untrained weights, exported as every bundle is."""
-    return export_run(untrained_run(folder / "run", width, category), folder / "bundle", f"untrained-{width}")
+    """A bundle of untrained weights, with a graph for every precision."""
+    run = untrained_run(folder / "run", width, category)
+    return export_run(run, folder / "bundle", f"untrained-{width}", precision="int8")
 
 
 def make_scorer(run: Path) -> Scorer:
