@@ -75,6 +75,11 @@ class Standards(_Model):
     mean: Rows
     deviation: Rows
     n_frames: int = Field(ge=2, description="Good frames that they were measured on; none was trained on.")
+    medians: tuple[float, float] | None = Field(
+        default=None,
+        description="Lowest and highest median of those frames' standardised maps. A frame's map is judged less its "
+        "own median, as far as that lies between them: what a frame shares all over is no defect. null: as it is.",
+    )
 
     @model_validator(mode="after")
     def _grid(self) -> "Standards":
@@ -83,6 +88,8 @@ class Standards(_Model):
             raise ValueError("mean and deviation must be on the same rectangular grid")
         if min(map(min, self.deviation)) <= 0:
             raise ValueError("deviations must be above 0")
+        if self.medians is not None and self.medians[0] > self.medians[1]:
+            raise ValueError("the lowest median comes first")
         return self
 
 

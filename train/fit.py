@@ -24,7 +24,7 @@ from train.data import TrainingImages
 from train.errors import DivergedError
 from train.losses import CriticPlayer, GeneratorEncoderPlayer, LocatorPlayer
 from train.networks import Critic, Encoder, Generator, Locator, channels_last
-from train.planting import Planted, plant
+from train.planting import Planted, plant, relight
 from train.sampling import PatchSampler
 
 log = structlog.get_logger()
@@ -166,7 +166,7 @@ class Trainer:
         x = self.sampler.sample(n, self.random)
         z = torch.randn(n, config.latent_size, generator=self.random, device=self.random.device)
         eps = torch.rand(n, 1, generator=self.random, device=self.random.device)
-        planted = plant(x, self.random) if self.locator is not None else None
+        planted = plant(relight(x, self.random), self.random) if self.locator is not None else None
         self.step += 1
         train_ge, train_d = True, False
         if not phase.warm and config.alpha < 1.0:

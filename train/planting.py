@@ -2,7 +2,8 @@
 
 No two are alike and none imitates a known defect: strokes and blobs of every size, thin curves, darker, brighter,
 smoother, rougher, or made of material from elsewhere, always in proportion to the patch's own fine texture, so that
-the same recipe suits any material. After CutPaste (Li et al. 2021), DRÆM (Zavrtanik et al. 2021).
+the same recipe suits any material. Uneven light is no defect, so patches are relit before anything is planted. After
+CutPaste (Li et al. 2021), DRÆM (Zavrtanik et al. 2021).
 """
 
 import math
@@ -16,6 +17,8 @@ from train.sampling import uniform
 
 CLEAN = 0.4  # share of patches that stay as they are
 LINES = 0.3  # share of defects that are thin curves
+UNEVEN_GAIN = 0.15  # deviation of the relit patch's contrast from place to place, at most, of 1
+UNEVEN_OFFSET = 0.3  # deviation of its brightness, at most, in the patch's contrasts
 SHIFT = (1.2, 3.7)  # how much darker or brighter, in deviations of the patch's fine texture
 LONGEST = 2.6  # log of the ratio of the longest to the shortest half axis, which is 1/32 of the patch
 _LEAST_TEXTURE = 0.02  # of 2; below it, amplitudes are those of a patch with this much fine texture
@@ -32,6 +35,16 @@ class Planted:
 
     patches: Tensor
     mask: Tensor
+
+
+def relight(x: Tensor, random: torch.Generator) -> Tensor:
+    """Patches, float32 (N, 3, P, P) in [-1, 1], as under light that falls unevenly: good material still."""
+    n, size = len(x), x.shape[-1]
+    strength = uniform(random, n, 1, 1, 1)
+    gain, offset = (_field(n, size, 0.5, 3, random)[:, None] for _ in range(2))
+    centred = x - x.mean(dim=(1, 2, 3), keepdim=True)
+    contrast = centred.std(dim=(1, 2, 3), keepdim=True)
+    return (x + strength * (UNEVEN_GAIN * gain * centred + UNEVEN_OFFSET * offset * contrast)).clamp(-1, 1)
 
 
 def plant(x: Tensor, random: torch.Generator) -> Planted:

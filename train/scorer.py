@@ -10,13 +10,16 @@ from torch.nn import functional
 from train.architecture import FEATURE_LAYERS, LINEAR_FEATURE_LAYER
 from train.networks import Block, Critic, Encoder, Generator, Locator
 
+RESIDUAL_WEIGHT = 0.5  # in the anomaly map, beside the locator's log-odds
+
 
 @dataclass(frozen=True)
 class MapScales:
     """How residual and log-odds become one anomaly map.
 
-    Each less its median on good material, in units of the distance from there to its 99.9th percentile, and added.
-    Each is (median, 99.9th percentile) here; :func:`train.export.fit_scales` measures them.
+    Each less its median on good material, in units of the distance from there to its 99.9th percentile; the residual
+    counts half (docs/decisions/0066). Each is (median, 99.9th percentile) here, as :func:`train.export.fit_scales`
+    measures them.
     """
 
     residual: tuple[float, float] = (0.0, 1.0)
@@ -24,11 +27,9 @@ class MapScales:
 
     def anomaly(self, residual: Tensor, log_odds: Tensor) -> Tensor:
         """The map, in the shape of both."""
-        return (
-            residual * (1 / (self.residual[1] - self.residual[0]))
-            + log_odds * (1 / (self.log_odds[1] - self.log_odds[0]))
-            - sum(low / (high - low) for low, high in (self.residual, self.log_odds))
-        )
+        (low_r, high_r), (low_l, high_l) = self.residual, self.log_odds
+        factor_r, factor_l = RESIDUAL_WEIGHT / (high_r - low_r), 1 / (high_l - low_l)
+        return residual * factor_r + log_odds * factor_l - (low_r * factor_r + low_l * factor_l)
 
 
 class Scorer(nn.Module):

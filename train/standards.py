@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines.engine import Float32Array
+from engines.judging import by_place, thin
 from engines.manifest import Standards
 
 GRID = 48  # cells a side: fine enough for the rim of a part, coarse enough for a few dozen frames
@@ -22,18 +23,21 @@ def fit_standards(maps: Iterable[Float32Array]) -> Standards:
     Args:
         maps: smoothed anomaly maps of good frames, float32 (h, w) of any sizes, at least two.
     """
-    firsts, seconds = [], []
+    firsts, seconds, thinned = [], [], []
     for heat in maps:
         # Of a cell's pixels, not of its mean: a defect is as small as a pixel of the smoothed map.
         firsts.append(cv2.resize(heat, (GRID, GRID), interpolation=cv2.INTER_AREA))
         seconds.append(cv2.resize(np.square(heat), (GRID, GRID), interpolation=cv2.INTER_AREA))
+        thinned.append(thin(heat))
     n = len(firsts)
     mean = _spread(np.mean(firsts, axis=0))
     variance = _spread(np.mean(seconds, axis=0) - 2 * mean * np.mean(firsts, axis=0) + mean**2)
     everywhere = float(variance.mean())
     variance = (n * variance + PRIOR_FRAMES * everywhere) / (n + PRIOR_FRAMES)
     deviation = np.sqrt(np.maximum(variance, max(LEAST_DEVIATION**2 * everywhere, 1e-12)))
-    return Standards(mean=_rows(mean), deviation=_rows(deviation), n_frames=n)
+    standards = Standards(mean=_rows(mean), deviation=_rows(deviation), n_frames=n)
+    medians = [round(float(np.median(by_place(heat, standards))), _DIGITS) for heat in thinned]
+    return standards.model_copy(update={"medians": (min(medians), max(medians))})
 
 
 def _spread(field: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from train.planting import CLEAN, plant
+from train.planting import CLEAN, plant, relight
 
 
 def generator(seed=0):
@@ -53,3 +53,13 @@ def test_sizes_differ_widely_and_the_generator_decides_everything():
 def test_flat_patches_get_visible_defects():
     planted = plant(torch.zeros(64, 3, 64, 64), generator())
     assert (planted.patches.abs().amax((1, 2, 3)) > 0.02).float().mean() > 0.3
+
+
+def test_light_falls_unevenly_but_shows_no_new_detail():
+    x = texture(n=8)
+    lit = relight(x, generator())
+    assert lit.shape == x.shape
+    assert not torch.equal(lit, x)
+    torch.testing.assert_close(lit[:, 0], lit[:, 1])
+    step = (lit - x).diff(dim=-1).abs().amax(dim=(1, 2, 3))
+    assert (step < 0.6 * x.diff(dim=-1).abs().amax(dim=(1, 2, 3))).all()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engines.judging import standardised
+from engines.judging import by_place, standardised
 from train.standards import fit_standards
 
 
@@ -49,3 +49,27 @@ def test_two_frames_are_the_fewest():
     assert fit_standards(maps(2)).n_frames == 2
     with pytest.raises(ValueError, match="n_frames"):
         fit_standards(maps(1))
+
+
+def test_what_a_frame_shares_all_over_is_taken_off_but_no_more_than_good_frames_have():
+    rng = np.random.default_rng(4)
+    noise = [rng.normal(0, 1, (96, 96)).astype(np.float32) for _ in range(40)]
+    offsets = np.linspace(-2, 2, len(noise)).astype(np.float32)
+    standards = fit_standards([heat + offset for heat, offset in zip(noise, offsets, strict=True)])
+    low, high = standards.medians
+    deviation = float(np.mean(standards.deviation))
+    assert (low, high) == pytest.approx((-2 / deviation, 2 / deviation), abs=0.3)
+
+    plain, shifted = (standardised(noise[0] + offset, standards) for offset in (0, 1.5))
+    np.testing.assert_allclose(plain, shifted, atol=0.1)  # places differ a little in deviation
+    wrong_all_over = standardised(noise[0] + 20, standards)
+    assert np.median(wrong_all_over) == pytest.approx(18 / deviation, abs=0.5)
+
+    as_before = standards.model_copy(update={"medians": None})
+    np.testing.assert_array_equal(standardised(noise[0], as_before), by_place(noise[0], standards))
+
+
+def test_medians_come_in_order():
+    standards = fit_standards(maps(3))
+    with pytest.raises(ValueError, match="lowest median"):
+        type(standards).model_validate(standards.model_dump() | {"medians": (1.0, 0.0)})
