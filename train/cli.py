@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from engines.errors import EngineError, ImageError
 from engines.help import page_of
-from train.commands import evaluate, export, fit, reproduce
+from train.commands import evaluate, export, fit, reproduce, search
 from train.errors import CheckpointError, DataError, DivergedError
 
 EXIT_ERROR = 1
@@ -47,6 +47,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
 app.command("fit")(fit.fit)
 app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)
+app.command("search")(search.search)
 app.command("reproduce")(reproduce.reproduce)
 
 
