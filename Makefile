@@ -28,7 +28,8 @@ lint: $(VENV)/.dev  ## Formatter, linter, types, oldest Python
 bench: $(VENV)/.dev  ## Speed of the bundled engine on this machine
 	$(BIN)/station bench --bundle engines/bundled/brick
 
-quality: $(VENV)/.dev  ## Detection quality of the bundled engine on the demo's line, over many seeds
+quality: $(VENV)/.dev  ## Detection quality: trained from scratch on two textures, and the bundled engine on its line
+	$(BIN)/python -m benchmarks.quality --short
 	$(BIN)/python benchmarks/demo_line.py
 
 faults: $(VENV)/.dev $(VENV)/.system  ## Inject every fault into running stations: one line each, injected, expected, seen
