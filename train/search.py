@@ -338,13 +338,14 @@ def try_settings(
             validation = validator(load_trained(run), fabric.device, lambda: on_step(check / CHECKS))  # noqa: B023
             trial.set_user_attr("validation", asdict(validation))
             trial.set_user_attr("seconds", round(trainer.seconds, 1))
-            trial.report(validation.image_auroc, check)
+            auroc = round(validation.image_auroc, 6)  # the first of equals is the best, whatever was rounded how
+            trial.report(auroc, check)
             if check < CHECKS and trial.should_prune():
                 raise optuna.TrialPruned
     except FAILURES as error:
         trial.set_user_attr("failure", str(error))
         raise
-    return validation.image_auroc
+    return auroc
 
 
 class _CheckDue(Exception):  # noqa: N818 - not an error

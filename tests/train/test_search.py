@@ -91,7 +91,7 @@ def test_the_first_trial_has_the_default_settings_and_leaves_a_run(good, few, tm
         assert trial.state == "finished"
         assert trial.validation["n_good"] == 4
         assert trial.validation["n_planted"] == 16
-        assert trial.auroc == trial.validation["image_auroc"]
+        assert trial.auroc == round(trial.validation["image_auroc"], 6)
         run = checkpoint.load_trained(tmp_path / "trials" / f"{trial.number:04d}")
         assert run.step == 6
         assert all(getattr(run.config, name) == value for name, value in trial.settings.items())

@@ -184,6 +184,9 @@ class _Results:
 
         line = self.write(tried)
         best = best_of(tried)
+        elsewhere = sum(trial.state == "running" for trial in tried)
+        if elsewhere:
+            console.print(f"{elsewhere} more under way in another search that has joined this one", highlight=False)
         if best is not None:
             console.print(
                 f"[green]best[/]: trial {best.number} of {len(tried)}, {best.auroc:.4f} on planted defects; "
@@ -191,7 +194,7 @@ class _Results:
                 highlight=False,
                 soft_wrap=True,
             )
-        elif not interrupted:
+        elif not interrupted and not elsewhere:
             raise DataError(f"no trial finished; {self._out / PAGE_FILE} says why each failed")
         if interrupted:
             again = shlex.join(["station-train", *sys.argv[1:]])
