@@ -24,10 +24,12 @@ class PatchScores:
 
     Attributes:
         reconstruction_error: float32 (N,), L_R = ‖x - G(E(x))‖₁ summed over pixels and colours, x in [-1, 1] (eq. 8).
-        feature_error: float32 (N,), L_fD = ‖f_D(x, E(x)) - f_D(G(E(x)), E(x))‖₁ (eq. 9).
+        feature_error: float32 (N,), L_fD = ‖f_D(x, E(x)) - f_D(G(E(x)), E(x))‖₁ (eq. 9), or the score of another
+            method than CBiGAN (the manifest's ``network.method``).
         residual: float32 (N, P, P), |x - G(E(x))| averaged over colour, 0..2.
         anomaly_map: float32 (N, P, P), how little each pixel looks like good material: about 0 on it, 1 where good
-            material seldom gets. None where the graph has no locator.
+            material seldom gets; a method with a map of its own has it in units of its own. None where the graph has no
+            map.
     """
 
     reconstruction_error: Float32Array

@@ -52,8 +52,14 @@ class Preprocessing(_Model):
 
 
 class Network(_Model):
-    """Shape of E, G and D (paper, section V.B and fig. 3)."""
+    """Shape of E, G and D (paper, section V.B and fig. 3), and what they were trained as."""
 
+    method: str = Field(
+        default="cbigan",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,31}$",
+        description="--method of station-train fit. Others than 'cbigan' may put a score of their own into "
+        "feature_error and anomaly_map.",
+    )
     width: int = Field(ge=1, le=256, description="Filters of the first block; blocks are width x (1,2,3,4,8,16).")
     latent_size: int = Field(ge=1, le=4096)
     feature_layer: str = Field(

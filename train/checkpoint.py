@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from train import methods
 from train.config import FitConfig
 from train.errors import CheckpointError
 from train.networks import Critic, Encoder, Generator, Locator
@@ -91,7 +92,8 @@ def load_trained(run: Path) -> Trained:
     state = load(best if best.is_file() else run / CHECKPOINT_FILE)
     config = FitConfig.model_validate_json(state["config"])
     arch = config.architecture
-    encoder, generator, critic = Encoder(arch), Generator(arch), Critic(arch)
+    method = methods.load(config.method)
+    encoder, generator, critic = method.encoder(arch), Generator(arch), method.critic(arch)
     encoder.load_state_dict(state["ema_encoder"])
     generator.load_state_dict(state["ema_generator"])
     critic.load_state_dict(state["critic"])

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.manifest import Preprocessing
+from train import methods
 from train.architecture import FEATURE_LAYERS, IMAGE_SIZE, Architecture
 
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -19,6 +20,7 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     preset: str = "default"
+    method: str = Field(default="cbigan", description="One of train.methods, which says in what it differs.")
     category: Literal["texture", "object"] = "texture"
 
     # Images. frame_size is (height, width).
@@ -52,7 +54,7 @@ class FitConfig(BaseModel):
     feature_layer: str = "block0.conv1"
     gp_weight: Positive = 10.0
 
-    # Optimisation. The warm start trains E and G to reconstruct images, before D joins.
+    # Optimisation. The warm start trains E and G to reconstruct images, before D joins (f-AnoGAN: E, after D has left).
     warm_start: Unit = Field(default=0.8, description="Share of the budget spent on the warm start.")
     warm_lr: Positive = 1e-3
     locator_lr: Positive = Field(default=2e-3, description="Rate of the locator; its cosine spans the whole budget.")
@@ -86,12 +88,23 @@ class FitConfig(BaseModel):
             raise ValueError(f"rotate {self.rotate}: the first angle must not be the larger one")
         if self.category == "object" and self.frame_size is None:
             raise ValueError("objects need frame_size (128, 128)")
+        values = self.model_dump(by_alias=True)
+        for name, value in methods.load(self.method).settings.items():
+            if values[name] != value:
+                raise ValueError(f"{name} is {value} for the method {self.method}, not {values[name]}; drop the option")
+        if methods.load(self.method).encoder_last and not 0 < self.warm_start < 1:
+            raise ValueError(f"warm_start must leave {self.method} time for both E and G: above 0 and below 1")
         return self
 
     @property
     def architecture(self) -> Architecture:
         """Shape of E, G and D."""
         return Architecture(self.category, self.width, self.latent_size, self.bias)
+
+    @property
+    def judged_by_map(self) -> bool:
+        """Whether the graph has an anomaly map, and frames are judged by it."""
+        return self.locator or methods.load(self.method).scorer.own_map
 
     def preprocessing(self, colour: Literal["rgb", "gray"]) -> Preprocessing:
         """What the station must do to frames, with the colour that the images turned out to have."""

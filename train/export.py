@@ -28,7 +28,7 @@ from engines.ort import OnnxRuntimeEngine
 from engines.tensorrt.cache import Verdict
 from engines.tensorrt.gate import judge_plan
 from engines.tiling import Tiler
-from train import evaluation_page, model_card
+from train import evaluation_page, methods, model_card
 from train.checkpoint import Trained, load_trained
 from train.errors import DataError
 from train.evaluate import Evaluation, FrameScorer, evaluate
@@ -78,7 +78,9 @@ def export_run(
     trained = load_trained(run)
     preprocessing = trained.config.preprocessing(trained.colour)
     description = describe(trained, preprocessing, name)
-    scorer = Scorer(trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator)
+    scorer = methods.load(trained.config.method).scorer(
+        trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator
+    )
     images = [path for path in trained.images if path.is_file()]
     unseen = [path for path in trained.held_out if path.is_file()]
     if trained.locator is not None:
@@ -161,17 +163,22 @@ def _judge(bundle: Bundle, precision: Precision) -> Verdict:
 def describe(trained: Trained, preprocessing: Preprocessing, name: str) -> Description:
     """What the manifest says about a run."""
     config = trained.config
-    inputs, outputs = scorer_tensors(preprocessing.patch_size, anomaly_map=config.locator)
+    inputs, outputs = scorer_tensors(preprocessing.patch_size, anomaly_map=config.judged_by_map)
     last = trained.history[-1] if trained.history else {}
     return Description(
         name=name,
         created_at=datetime.now(timezone.utc).replace(microsecond=0),
         category=config.category,
         preprocessing=preprocessing,
-        network=Network(width=config.width, latent_size=config.latent_size, feature_layer=config.feature_layer),
+        network=Network(
+            method=config.method,
+            width=config.width,
+            latent_size=config.latent_size,
+            feature_layer=config.feature_layer,
+        ),
         alpha=config.alpha,
         lambda_=config.lambda_,
-        smoothing=config.smoothing if config.locator else None,
+        smoothing=config.smoothing if config.judged_by_map else None,
         inputs=inputs,
         outputs=outputs,
         training=Training(

@@ -17,13 +17,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from train import checkpoint
+from train import checkpoint, methods
 from train.config import FitConfig
 from train.cuda_graphs import Replayed
 from train.data import TrainingImages
 from train.errors import DivergedError
-from train.losses import CriticPlayer, GeneratorEncoderPlayer, LocatorPlayer
-from train.networks import Critic, Encoder, Generator, Locator, channels_last
+from train.losses import LocatorPlayer
+from train.networks import Encoder, Generator, Locator, channels_last
 from train.planting import Planted, plant, relight
 from train.sampling import PatchSampler
 
@@ -69,13 +69,16 @@ def phase_at(config: FitConfig, fraction: float) -> Phase:
     """The phase and learning rate when ``fraction`` (0..1) of the budget is spent.
 
     Warm start first: E and G learn to reconstruct images; then D and the latents' consistency join (docs/decisions).
-    Each phase's rate falls on a cosine from its full value to ``final_lr`` of it.
+    Where the method trains E last, it is the other way round. Each phase's rate falls on a cosine from its full value
+    to ``final_lr`` of it.
     """
-    warm = config.warm_start
+    encoder_last = methods.load(config.method).encoder_last
+    first = 1 - config.warm_start if encoder_last else config.warm_start
     locator_lr = _cosine(config.locator_lr, config.final_lr, fraction)
-    if fraction < warm:
-        return Phase("warm start", _cosine(config.warm_lr, config.final_lr, fraction / warm), True, locator_lr)
-    within = (fraction - warm) / (1 - warm) if warm < 1 else 1.0
+    within = fraction / first if fraction < first else (fraction - first) / (1 - first) if first < 1 else 1.0
+    if (fraction < first) != encoder_last:
+        name = "encoder" if encoder_last else "warm start" if first < 1 else "reconstruction"
+        return Phase(name, _cosine(config.warm_lr, config.final_lr, within), True, locator_lr)
     name = "adversarial" if config.alpha < 1 else "consistency"
     return Phase(name, _cosine(config.lr, config.final_lr, within), False, locator_lr)
 
@@ -113,14 +116,17 @@ class Trainer:
         self.fabric = fabric
         torch.manual_seed(config.seed)
         arch = config.architecture
-        encoder, generator = channels_last(Encoder(arch)), channels_last(Generator(arch))
-        critic = channels_last(Critic(arch))
+        self.method = methods.load(config.method)
+        encoder, generator = channels_last(self.method.encoder(arch)), channels_last(Generator(arch))
+        critic = channels_last(self.method.critic(arch))
         self.encoder, self.generator, self.critic = encoder, generator, critic
         self.locator = channels_last(Locator(arch)) if config.locator else None
         self.ge_player, self.ge_optimizer = self._setup(
-            GeneratorEncoderPlayer(encoder, generator), betas=config.betas_ge, eps=config.adam_eps
+            self.method.ge_player(encoder, generator), betas=config.betas_ge, eps=config.adam_eps
         )
-        self.d_player, self.d_optimizer = self._setup(CriticPlayer(critic), betas=config.betas_d, eps=config.adam_eps)
+        self.d_player, self.d_optimizer = self._setup(
+            self.method.d_player(critic), betas=config.betas_d, eps=config.adam_eps
+        )
         if self.locator is not None:
             self.l_player, self.l_optimizer = self._setup(LocatorPlayer(self.locator))
         average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
@@ -231,7 +237,7 @@ class Trainer:
             losses |= {k: v for k, v in ge.items() if k != "total"}
         if train_d:
             with torch.no_grad(), self.fabric.autocast():
-                encoded, generated = self.encoder(x), self.generator(z)
+                encoded, generated = self.method.fakes(self.encoder, self.generator, x, z)
             d = self.d_player(x, encoded, generated, z, eps, self.config.gp_weight)
             losses |= {k: v for k, v in d.items() if k != "total"}
         if patches is not None:

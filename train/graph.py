@@ -34,7 +34,7 @@ def export_graph(scorer: Scorer, patch_size: int, dtype: torch.dtype = torch.flo
     Raises:
         GraphError: the graph breaks a rule of ``train.graph_rules``.
     """
-    outputs = [t.name for t in scorer_tensors(patch_size, anomaly_map=scorer.locator is not None)[1]]
+    outputs = [t.name for t in scorer_tensors(patch_size, anomaly_map=scorer.has_map)[1]]
     example = torch.zeros(2, patch_size, patch_size, 3, dtype=torch.uint8)
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(

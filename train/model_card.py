@@ -11,6 +11,7 @@ from engines.manifest import Description
 from engines.tensorrt.cache import Verdict
 from train.checkpoint import Trained
 from train.evaluate import Evaluation, Metrics
+from train.methods import load
 from train.sheet import png
 
 CURVES_FILE = "losses.png"
@@ -25,6 +26,14 @@ _LOSSES = {
     "adversarial": "adversarial loss of E and G (eq. 5)",
     "wasserstein": "D's estimate of the Wasserstein distance (eq. 4, 6)",
     "gradient_penalty": "gradient penalty of D",
+    "squared_error": "squared error of x and G(E(x)), summed over pixels",
+    "dissimilarity": "1 - SSIM of x and G(E(x))",
+    "feature_matching": "feature matching: mean squared difference of D's features of x and G(E(x))",
+    "context": "mean absolute difference of x and G(E(x))",
+    "encoding": "mean squared difference of E(x) and E2(G(E(x)))",
+    "real_fake": "cross entropy of D between images and reconstructions",
+    "pixel_error": "mean squared difference of x and G(E(x))",
+    "feature_error": "mean squared difference of D's features of x and G(E(x))",
 }
 
 
@@ -101,6 +110,7 @@ def draw_curves(history: list[dict[str, float]]) -> bytes:
 
 def _summary(description: Description) -> str:
     network, preprocessing = description.network, description.preprocessing
+    method = load(network.method)
     size = (
         f"resized to {preprocessing.frame_size[1]} × {preprocessing.frame_size[0]}"
         if preprocessing.frame_size
@@ -108,16 +118,15 @@ def _summary(description: Description) -> str:
     )
     return (
         f"# {description.name}\n\n"
-        "A CBiGAN (Carrara et al., *Combining GANs and AutoEncoders for efficient anomaly detection*, ICPR 2020) "
-        f"trained on images without defects. Its score is how badly it reconstructs the patches of a "
-        f"{description.category}.\n\n"
+        f"Method: {method.source}. Trained on images without defects; its score is how badly it reconstructs the "
+        f"patches of a {description.category}.\n\n"
         "| | |\n| --- | --- |\n"
         f"| exported | {description.created_at:%Y-%m-%d %H:%M} UTC |\n"
         f"| patches | {preprocessing.patch_size} × {preprocessing.patch_size}, every {preprocessing.stride} pixels, "
         f"of the {preprocessing.colour} frame {size} |\n"
         f"| networks | width {network.width}, {network.latent_size} latents |\n"
-        f"| score | (1 − λ)·L_R + λ·L_fD with λ = {description.lambda_:g}, f_D at `{network.feature_layer}`; a frame's "
-        "score is its worst patch's |\n"
+        f"| score | {method.score}; λ = {description.lambda_:g}, f_D at `{network.feature_layer}`. A frame's score is "
+        "its worst patch's |\n"
         f"| α | {description.alpha:g} |"
     )
 

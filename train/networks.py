@@ -75,6 +75,7 @@ class Generator(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
+        self.image_size = arch.image_size
         self.seed_shape = (16 * arch.width, 2, 2)
         self.dense0 = nn.Linear(arch.latent_size, 64 * arch.width, bias=arch.bias)
         filters = [16 * arch.width, *(arch.width * w for w in reversed(WIDTHS))]

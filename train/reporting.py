@@ -25,6 +25,14 @@ LABELS = {
     "wasserstein": "W",
     "gradient_penalty": "GP",
     "location": "L_loc",
+    "squared_error": "L2",
+    "dissimilarity": "1-SSIM",
+    "feature_matching": "L_adv",
+    "context": "L_con",
+    "encoding": "L_enc",
+    "real_fake": "L_D",
+    "pixel_error": "L_izi",
+    "feature_error": "L_f",
 }
 
 

@@ -7,11 +7,11 @@ import torch
 
 from engines.images import read_image
 from engines.tiling import Tiler
+from train import methods
 from train.config import FitConfig
 from train.fit import Trainer
 from train.labelled import find_labelled_images
 from train.metrics import image_metrics
-from train.scorer import Scorer
 
 CHUNK = 256  # patches scored at once
 
@@ -37,7 +37,7 @@ class TestSelection:
     @torch.no_grad()
     def __call__(self, trainer: Trainer) -> float:
         """Image auROC with frame score = max over patches (paper, V.B)."""
-        scorer = Scorer(*trainer.averaged, trainer.critic, self._config.feature_layer)
+        scorer = methods.load(self._config.method).scorer(*trainer.averaged, trainer.critic, self._config.feature_layer)
         lambda_ = self._config.lambda_
         scores: dict[bool, list[float]] = {False: [], True: []}
         for patches, anomalous in zip(self._patches, self._anomalous, strict=True):

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from train.config import PRESETS, FitConfig, preset
 from train.data import TrainingImages, find_training_images, load_training_images
 from train.errors import CheckpointError
+from train.methods import METHODS, load
 
 EXIT_INTERRUPTED = 130
 DEFAULT_MINUTES = 15.0
@@ -54,6 +55,17 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
             rich_help_panel=MODEL,
             help="'default': warm start by the consistency loss, then the adversarial game; 'reference': the authors' "
             "code; 'paper': the paper's text. Other options override it.",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            autocompletion=lambda: list(METHODS),
+            rich_help_panel=MODEL,
+            help=f"What to train: {', '.join(METHODS)}. All but the first are other rows of the paper's tables, to "
+            "compare with. Default: cbigan.",
         ),
     ] = None,
     category: Annotated[
@@ -273,6 +285,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
 
     given = {
         "preset": preset_name,
+        "method": method,
         "category": category,
         "frame_size": parse_size(frame_size),
         "scale": scale,
@@ -306,6 +319,8 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         torch.set_num_threads(threads)
     saved = checkpoint.load(out / checkpoint.CHECKPOINT_FILE) if (out / checkpoint.CHECKPOINT_FILE).is_file() else None
     config = resumed_config(saved["config"], given, out) if saved else new_config(given)
+    if devices > 1 and load(config.method).encoder_last:
+        raise typer.BadParameter(f"{config.method} trains G and E in turn, on one device; drop --devices")
     images = _load(data, config, skip_bad=skip_bad)
     if saved and saved["fingerprint"] != images.fingerprint:
         raise CheckpointError(
@@ -334,15 +349,20 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
 
 
 def new_config(given: dict[str, Any]) -> FitConfig:
-    """Settings of a new run: the preset, overridden by what was given.
+    """Settings of a new run: the preset, overridden by the method, and both by what was given.
 
     Raises:
         typer.BadParameter: a value is out of range.
     """
     try:
-        values: dict[str, Any] = preset(given.get("preset", "default")) | given
+        values: dict[str, Any] = preset(given.get("preset", "default"))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--preset") from error
+    try:
+        method = load(given.get("method", "cbigan"))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--method") from error
+    values |= {**method.defaults, **method.settings, **given}
     if values.get("category") == "object":
         values.setdefault("frame_size", (128, 128))
     if "steps" not in values and "minutes" not in values:
