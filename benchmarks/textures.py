@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.defects import KINDS, make_defect
 from engines.engine import UInt8Array
-from station.demo.defects import KINDS, make_defect
 
 MATERIALS = ("grass", "gravel")
 SIDE = 192  # of the frames, pixels

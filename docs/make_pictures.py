@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engines.bundle import read_bundle
+from engines.defects import KINDS, make_defect
 from engines.engine import EngineSettings
 from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tiling import Tiler
 from station.calibration import calibrate_good
 from station.commands.demo import BUNDLE, FALSE_ALARM_RATE
-from station.demo.defects import KINDS, make_defect
 from station.demo.sample_line import NOISE, SampleLine
 from station.demo.textures import belt
 from station.demo.training_images import good_frames

@@ -10,12 +10,12 @@ import torch
 from engines.engine import Engine, EngineInfo, Float32Array, PatchScores, UInt8Array
 from engines.images import read_image
 from engines.tiling import Tiler
+from train import methods
 from train.checkpoint import Trained
 from train.config import FitConfig
 from train.data import TrainingImages
 from train.evaluate import FrameScorer
 from train.export import describe, fit_scales
-from train.scorer import Scorer
 from train.standards import fit_standards
 from train.torch_engine import TorchEngine
 from train.validation import Validation, validate
@@ -56,7 +56,7 @@ class Validator:
         Raises:
             DataError: a score is not finite.
         """
-        scorer = Scorer(
+        scorer = methods.load(trained.config.method).scorer(
             trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator
         )
         if trained.locator is not None:

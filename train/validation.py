@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engines.defects import KINDS, Defect, Kind, make_defect
 from engines.engine import Float32Array, UInt8Array
-from station.demo.defects import KINDS, Defect, Kind, make_defect
 from train.metrics import PixelCurve, image_metrics
 from train.planting import plant
 

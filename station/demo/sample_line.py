@@ -11,10 +11,10 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.defects import KINDS, Defect, Kind, make_defect
 from engines.engine import UInt8Array
 from engines.geometry import Box
 from station.camera.source import CameraError, Picture
-from station.demo.defects import KINDS, Defect, Kind, make_defect
 from station.demo.textures import WIDTH, DemoError, Part, belt
 
 HEIGHT = 256  # of a frame, pixels

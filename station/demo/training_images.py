@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from engines.defects import KINDS
 from engines.engine import UInt8Array
-from station.demo.defects import KINDS
 from station.demo.sample_line import HEIGHT, PITCH, STEP, SampleLine
 from station.demo.textures import DemoError
 from station.files import write_file

@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import pytest
 
+from engines.defects import KINDS
 from station.commands.demo import BUNDLE
-from station.demo.defects import KINDS
 from station.demo.sample_line import STEP, SampleLine
 from station.demo.training_images import good_frames
 from tests.support.browser import violations

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.defects import KINDS
 from station.camera import CameraError
-from station.demo.defects import KINDS
 from station.demo.sample_line import GAIN, HEIGHT, SLOPE, STEP, WIDTH, SampleLine, open_sample_line
 
 

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from engines.defects import KINDS
 from station.demo import training_images
-from station.demo.defects import KINDS
 from station.demo.textures import DemoError
 from station.demo.training_images import good_frames, write_training_images
 

@@ -21,11 +21,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from engines.defects import KINDS, make_defect
 from engines.geometry import Box
 from engines.manifest import Preprocessing
 from engines.pictures import encode_jpeg, encode_png
 from engines.tiling import Tiler
-from station.demo.defects import KINDS, make_defect
 from station.frames import Inspection
 from station.heatmap import draw
 from station.messages import (

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from station.demo.defects import KINDS, make_defect
+from engines.defects import KINDS, make_defect
 
 SURFACE = 110.0
 
