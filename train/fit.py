@@ -142,6 +142,8 @@ class Trainer:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.best_auroc: float | None = None
+        if fabric.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all steps have the same shapes
         self._record = record and fabric.device.type == "cuda" and fabric.world_size == 1
         self._steps: dict[tuple[bool, bool, bool], Callable[..., dict[str, Tensor]]] = {}
 
