@@ -95,7 +95,7 @@ class EngineSettings(BaseModel):
     mode: Literal["latency", "throughput"] = Field(
         default="latency",
         description="How the threads of the openvino back end share a frame: 'latency' has all of them work on the "
-        "same patches, 'throughput' on different ones, which takes more memory and suits many cores or busy ones.",
+        "same patches, 'throughput' on different ones: faster where frames have many patches and cores are busy.",
     )
     max_patches: int | None = Field(
         default=None,

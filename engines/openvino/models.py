@@ -106,10 +106,11 @@ def obtain_model(
         on_progress(f"compiling for this CPU in {precision}", 0.0)
         started = time.monotonic()
         compiled = _compile(bundle, graph, precision, settings)
-        model = compiled.export_model().getvalue()
+        model = io.BytesIO()
+        compiled.export_model(model)
         seconds = time.monotonic() - started
         on_progress(f"judging {precision}", 0.5)
-        return model, PlanManifest(
+        return model.getvalue(), PlanManifest(
             facts=facts,
             bundle_name=bundle.manifest.name,
             bundle_sha256=bundle.digest,

@@ -36,7 +36,7 @@ def a_module(**names):
     [
         (None, "openvino is not installed"),
         (a_module(), "is an empty folder"),
-        (a_module(Core=object, __version__="2024.6.0-1-releases"), "2024.6.0-1-releases is older than 2025.0"),
+        (a_module(Core=object, __version__="2024.6.0-1-releases"), "2024.6.0-1-releases is older than 2025.4"),
     ],
     ids=["missing", "left-overs", "old"],
 )
@@ -44,7 +44,9 @@ def test_why_it_cannot_be_used_and_what_to_install(monkeypatch, tmp_path, module
     monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
     monkeypatch.setitem(sys.modules, "openvino", module)
     assert words in library.problem()
-    with pytest.raises(BackendError, match=r"OpenVINO cannot be used: .*pip install 'cbigan-station\[openvino\]'"):
+    with pytest.raises(
+        BackendError, match=r"OpenVINO cannot be used: .*`pip install 'cbigan-station\[openvino\]'` ins"
+    ):
         library.openvino()
     assert "openvino" not in [backend.name for backend in installed_backends()]
     bundle = make_bundle(tmp_path / "toy", 16)
@@ -72,6 +74,38 @@ def test_on_other_machines_it_is_left_alone(monkeypatch):
 def test_reasons_are_told_without_places_in_the_source():
     error = RuntimeError("Exception from src/core.cpp:105:\nCheck 'false' failed at src/x.cpp:1:\n\n  no such thing\n")
     assert library.reason(error) == "no such thing"
+
+
+IN_A_PROCESS_THAT_MAY_NOT_MAKE_CODE = """
+import ctypes, sys
+from pathlib import Path
+from engines.engine import EngineSettings
+from engines.opening import installed_backends, open_engine
+from tests.support.bundles import make_bundle
+
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0:  # PR_SET_MDWE, from Linux 6.3 on
+    sys.exit(77)
+bundle = make_bundle(Path(sys.argv[1], "toy"), 16)
+print(open_engine(bundle, EngineSettings(backend="auto", cache=sys.argv[1] + "/cache")).info.backend)
+open_engine(bundle, EngineSettings(backend="openvino", cache=sys.argv[1] + "/cache"))
+"""
+
+
+@installed
+def test_where_code_must_not_be_made_auto_takes_onnxruntime(tmp_path):
+    """As in the station's unit, by MemoryDenyWriteExecute=; OpenVINO's own words would be "can't protect"."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS_THAT_MAY_NOT_MAKE_CODE, tmp_path],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 77:
+        pytest.skip("this kernel has no PR_SET_MDWE")
+    assert done.stdout.splitlines()[-1] == "onnxruntime"
+    assert "which cannot run here: OpenVINO cannot be used: it compiles code" in done.stderr
+    assert "MemoryDenyWriteExecute=no" in done.stderr
 
 
 @installed

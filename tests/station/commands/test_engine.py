@@ -8,8 +8,12 @@ from typer.testing import CliRunner
 
 from engines.bundle import write_bundle
 from engines.cache import DeviceFacts, Entry, PlanCache
+from engines.cpu import cpu_name
+from engines.engine import EngineSettings
 from engines.errors import BackendError, BundleError
-from engines.opening import installed_backends
+from engines.opening import installed_backends, open_engine
+from engines.openvino import library as openvino_library
+from engines.openvino import models
 from engines.tensorrt import library
 from station.cli import app
 from station.commands import engine as command
@@ -278,3 +282,63 @@ def test_prune_all(built, cache):
 
 def test_prune_without_a_cache():
     assert "0 left" in station_engine("prune").output
+
+
+# --- what OpenVINO compiles ---
+
+with_openvino = pytest.mark.skipif(openvino_library.problem() is not None, reason="the extra 'openvino' is missing")
+
+
+@pytest.fixture
+def compiled(bundle):
+    """OpenVINO's compiled model of the bundle, which opening the engine leaves in the cache."""
+    open_engine(bundle, EngineSettings(backend="openvino")).close()
+
+
+def openvino_plan(cache):
+    entries = [entry for entry in PlanCache(cache).entries() if isinstance(entry, Entry)]
+    (entry,) = [entry for entry in entries if entry.manifest.facts.device.library == "OpenVINO"]
+    return entry
+
+
+@with_openvino
+@pytest.mark.usefixtures("compiled")
+def test_list_and_verify_tell_of_the_compiled_model(bundle, cache):
+    entry = openvino_plan(cache)
+    listed = station_engine("list").output
+    assert re.search(r"^openvino +\d", listed, re.MULTILINE)
+    line = next(line for line in listed.splitlines() if line.startswith(entry.path.stem[:12]))
+    assert "toy, fp32" in line
+    assert f"OpenVINO {openvino_library.version()} for {cpu_name()}" in line
+    assert "serves: self-test differs by" in line
+    verified = station_engine("verify", "--bundle", bundle.path)
+    assert verified.exit_code == 0
+    assert f"ok plan {entry.path.name}: as it was built (fp32, {cpu_name()}); serves" in verified.output
+
+
+@with_openvino
+@pytest.mark.usefixtures("compiled")
+def test_verify_runs_no_back_end_that_would_replace_an_altered_model(bundle, cache):
+    path = openvino_plan(cache).path
+    path.write_bytes(path.read_bytes()[:-1] + b"X")
+    result = station_engine("verify", "--bundle", bundle.path)
+    assert result.exit_code == 1
+    assert f"failed plan {path}: was altered" in result.output
+    assert "not run openvino: see above" in result.output
+    assert "ok self-test on onnxruntime" in result.output
+
+
+@with_openvino
+@pytest.mark.usefixtures("compiled")
+def test_prune_keeps_the_compiled_model_until_openvino_or_the_cpu_is_another(cache, monkeypatch):
+    assert "1 left" in station_engine("prune").output
+    here = models.describe_device()
+    monkeypatch.setattr(models, "describe_device", lambda: here.model_copy(update={"version": "2031.0"}))
+    output = station_engine("prune").output
+    assert f"library OpenVINO {here.version}, here OpenVINO 2031.0" in output
+    assert "0 left" in output
+
+
+def test_list_says_why_openvino_does_not_run(monkeypatch):
+    monkeypatch.setattr(openvino_library, "_find", lambda: (None, "openvino is not installed; [extra]"))
+    assert "openvino does not run here: openvino is not installed; [extra]" in station_engine("list").output
