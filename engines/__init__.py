@@ -13,8 +13,13 @@ Errors are in ``engines.errors``. Nothing is imported here, so that a command wh
 """
 
 import os
+import sys
 
 # ONNX Runtime's official builds for Linux report use to their maker over HTTPS and leave a device id in the home
 # directory. A camera on a plant's network reports to nobody but its broker. The switch must be set before
 # onnxruntime is first imported, hence here, and hence the rule (ruff TID251) that only engines/ort.py imports it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# So does OpenVINO, whose very import makes a client id in the home directory and sends an event to Google Analytics. It
+# leaves that to a package of its own and does without where that cannot be imported.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

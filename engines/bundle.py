@@ -124,9 +124,11 @@ class Bundle:
     def variant(self, precision: Precision) -> bytes | None:
         """The graph that computes in ``precision``, for engines whose types are the graph's; None: not in this bundle.
 
-        The one for fp32 is :attr:`scorer`; it is what every other must score like.
+        The one for fp32 is :attr:`scorer`; it is what every other must score like. For bf16 there never is one: who
+        computes in it takes fp32's.
         """
-        return self.files.get(SCORER_FILES[precision])
+        name = SCORER_FILES.get(precision)
+        return None if name is None else self.files.get(name)
 
     def calibration_patches(self) -> UInt8Array | None:
         """Patches of training images, uint8 (N, P, P, 3) with N up to 256; None: not in this bundle.

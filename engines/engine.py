@@ -1,9 +1,9 @@
 """What an engine is: patches in, scores out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 UInt8Array = NDArray[np.uint8]
 Float32Array = NDArray[np.float32]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""The highest first: bf16 has fp32's range and 8 bits, fp16 has 11."""
 
 OnProgress = Callable[[str, float], None]
 """Told what is being done and the share done, 0..1, while an engine is built; from any thread. An exception it raises
@@ -65,23 +67,35 @@ class EngineInfo:
     build_key: str | None = None
 
 
+def from_lowest(lowest: Precision, known: Collection[Precision]) -> list[Precision]:
+    """The ``known`` precisions from ``lowest`` upwards, in the order in which they are tried."""
+    allowed = PRECISIONS[: PRECISIONS.index(lowest) + 1]
+    return [precision for precision in reversed(allowed) if precision in known]
+
+
 class EngineSettings(BaseModel):
     """How to open an engine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backend: Literal["auto", "onnxruntime", "tensorrt"] = Field(
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = Field(
         default="auto",
-        description="Which back end runs the scorer; 'auto' takes TensorRT where it and a GPU are there, else ONNX "
-        "Runtime on the CPU.",
+        description="Which back end runs the scorer; 'auto' takes TensorRT where it and a GPU are there, else OpenVINO "
+        "where it is installed, else ONNX Runtime.",
     )
     threads: int = Field(
         default=0, ge=0, le=256, description="CPU threads of the engine; 0 takes one per core available to the process."
     )
     precision: Precision = Field(
         default="fp16",
-        description="Lowest precision of the tensorrt back end. What the bundle has no graph for, or what does not "
-        "score like fp32 on this device, gives way to the next higher one. ONNX Runtime computes in fp32.",
+        description="Lowest precision that may serve. What the back end, the device or the bundle does not have, or "
+        "what does not score like fp32 here, gives way to the next higher one: TensorRT has fp32, fp16 and int8, "
+        "OpenVINO fp32, bf16 and int8, ONNX Runtime fp32.",
+    )
+    mode: Literal["latency", "throughput"] = Field(
+        default="latency",
+        description="How the threads of the openvino back end share a frame: 'latency' has all of them work on the "
+        "same patches, 'throughput' on different ones: faster where frames have many patches and cores are busy.",
     )
     max_patches: int | None = Field(
         default=None,
@@ -95,8 +109,8 @@ class EngineSettings(BaseModel):
     )
     cache: Path | None = Field(
         default=None,
-        description="Folder of TensorRT plans; null: $CACHE_DIRECTORY/engines under systemd, else "
-        "~/.cache/cbigan-station/engines.",
+        description="Folder of TensorRT's plans and OpenVINO's compiled models; null: $CACHE_DIRECTORY/engines under "
+        "systemd, else ~/.cache/cbigan-station/engines.",
     )
 
 

@@ -1,26 +1,19 @@
 """ONNX Runtime on the CPU: the back end that every station has."""
 
-import os
-import platform
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime  # noqa: TID251 - this is the one place; engines/__init__.py has turned its telemetry off
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors  # noqa: TID251
 
 from engines.bundle import SCORER_FILES, Bundle
+from engines.cpu import Found, check_graph, check_patches, count_threads, cpu_name, patches_at_once
 from engines.engine import EngineInfo, EngineSettings, PatchScores, Precision, UInt8Array
 from engines.errors import BackendError
-from engines.manifest import Manifest
 
 NAME = "onnxruntime"
 VERSION: str = onnxruntime.__version__
-
-# Activations take about 64 bytes per pixel and unit of width (measured: width 16, 64 x 64: 4.2 MB a patch), so this
-# many pixels times width keep them near 130 MB: 32 patches of a width-16 texture model. Per patch, 16 at once cost 8 %
-# more CPU time than 32, one alone 45 %, and 64 or 128 save 7 %.
-CHUNK_PIXELS_TIMES_WIDTH = 2**21
 
 _LOG_FATAL_ONLY = 4  # errors come as exceptions; without this they are printed as well
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -54,9 +47,7 @@ class OnnxRuntimeEngine:
         file, graph = bundle.path / SCORER_FILES[precision], bundle.variant(precision)
         if graph is None:
             raise BackendError(f"{file}: this bundle has no graph for {precision}")
-        # Counted here: left to itself, ONNX Runtime pins a thread to every physical core of the machine, also to those
-        # that a container or taskset took away.
-        threads = settings.threads or len(os.sched_getaffinity(0))
+        threads = count_threads(settings)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _LOG_FATAL_ONLY
@@ -72,10 +63,10 @@ class OnnxRuntimeEngine:
                 f"{file}: ONNX Runtime {VERSION} refuses the graph ({_first_line(error)}); update "
                 "cbigan-station, or export the bundle again with this version's station-train"
             ) from error
-        _check_graph(session, bundle.manifest, file)
+        check_graph(bundle.manifest, file, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
         self._session: onnxruntime.InferenceSession | None = session
         self._patch_size = bundle.manifest.preprocessing.patch_size
-        self._chunk = _chunk(bundle.manifest)
+        self._chunk = patches_at_once(bundle.manifest)
         self._outputs = [tensor.name for tensor in bundle.manifest.outputs]
         self._info = EngineInfo(
             backend=NAME, backend_version=VERSION, device=f"{cpu_name()}, threads: {threads}", precision=precision
@@ -93,13 +84,11 @@ class OnnxRuntimeEngine:
             BackendError: ONNX Runtime failed, or the engine is closed.
             ValueError: wrong shape or dtype.
         """
-        P = self._patch_size
-        if patches.dtype != np.uint8 or patches.ndim != 4 or len(patches) < 1 or patches.shape[1:] != (P, P, 3):
-            raise ValueError(f"patches must be uint8 (N, {P}, {P}, 3) with N >= 1, not {patches.dtype} {patches.shape}")
+        check_patches(patches, self._patch_size)
         if self._session is None:
             raise BackendError("the engine is closed")
         N = len(patches)
-        scores = PatchScores.empty(N, P, anomaly_map="anomaly_map" in self._outputs)
+        scores = PatchScores.empty(N, self._patch_size, anomaly_map="anomaly_map" in self._outputs)
         for start in range(0, N, self._chunk):
             part = slice(start, start + self._chunk)
             try:
@@ -115,43 +104,12 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-def cpu_name() -> str:
-    """What /proc/cpuinfo calls the CPU; on most ARM boards, only the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _chunk(manifest: Manifest) -> int:
-    """How many patches the graph gets at once."""
-    return max(1, CHUNK_PIXELS_TIMES_WIDTH // (manifest.preprocessing.patch_size**2 * manifest.network.width))
-
-
-def _check_graph(session: onnxruntime.InferenceSession, manifest: Manifest, file: Path) -> None:
-    """Compare the graph's inputs and outputs with the manifest's; names that the graph gives to sizes are dynamic."""
-    for kind, promised, found in (
-        ("input", manifest.inputs, session.get_inputs()),
-        ("output", manifest.outputs, session.get_outputs()),
-    ):
-        actual = {
-            _describe(
-                node.name, _TYPES.get(node.type, node.type), [d if isinstance(d, int) else -1 for d in node.shape]
-            )
-            for node in found
-        }
-        wanted = {_describe(tensor.name, tensor.dtype, tensor.shape) for tensor in promised}
-        if actual != wanted:
-            raise BackendError(
-                f"{file}: the graph's {kind}s are {'; '.join(sorted(actual))}, but the manifest "
-                f"says {'; '.join(sorted(wanted))}; export the bundle again"
-            )
-
-
-def _describe(name: str, dtype: str, shape: Iterable[int]) -> str:
-    return f"{name} {dtype} ({', '.join('N' if size < 0 else str(size) for size in shape)})"
+def _tensors(nodes: Iterable[Any]) -> list[Found]:
+    """As ONNX Runtime describes them; names that the graph gives to sizes are dynamic."""
+    return [
+        Found(node.name, _TYPES.get(node.type, node.type), tuple(d if isinstance(d, int) else -1 for d in node.shape))
+        for node in nodes
+    ]
 
 
 def _first_line(error: Exception) -> str:

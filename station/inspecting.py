@@ -66,7 +66,7 @@ class InspectThread:
         anomalous: frames of these that scored above the threshold.
         alerts: alerts opened.
         last: the newest frame, and what inspecting it gave: None for one that was not inspected.
-        building: what is done of a TensorRT plan, in words; None: nothing is being built.
+        building: what is done of a plan, in words; None: nothing is being built.
         steps: signs of life: frames taken and steps of a build.
         failure: why the thread has ended before the source.
     """
@@ -142,7 +142,7 @@ class InspectThread:
     def _on_build(self, doing: str, share: float) -> None:
         if self._stopping.is_set():
             raise _BuildStoppedError
-        self.building = f"building the TensorRT plan, {share:.0%} done ({doing})"
+        self.building = f"preparing the engine, {share:.0%} done ({doing})"
         self.steps += 1
 
     def _take_all(self, inspector: Inspector) -> None:

@@ -32,8 +32,9 @@ def _own_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test's stations keep their outbox and the like apart from each other's and the user's."""
+    """Every test's stations keep their outbox, plans and the like apart from each other's and the user's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path.with_name(f"{tmp_path.name}-cache")))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def run(words: list[str], folder: Path) -> str:
     """Run a command to its end; what it printed."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(folder / "cache"),
+        "CACHE_DIRECTORY": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "160",
     }

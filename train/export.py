@@ -20,13 +20,13 @@ from engines.bundle import (
     pack_calibration,
     write_bundle,
 )
+from engines.cache import Verdict
 from engines.engine import EngineSettings, Precision, UInt8Array
+from engines.gate import judge_plan
 from engines.images import read_image
 from engines.manifest import CALIBRATION_FILE, Description, Network, Preprocessing, Training, scorer_tensors
 from engines.opening import open_engine
 from engines.ort import OnnxRuntimeEngine
-from engines.tensorrt.cache import Verdict
-from engines.tensorrt.gate import judge_plan
 from engines.tiling import Tiler
 from train import evaluation_page, methods, model_card
 from train.checkpoint import Trained, load_trained

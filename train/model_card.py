@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from engines.cache import Verdict
 from engines.engine import Precision
 from engines.manifest import Description
-from engines.tensorrt.cache import Verdict
 from train.checkpoint import Trained
 from train.evaluate import Evaluation, Metrics
 from train.methods import load

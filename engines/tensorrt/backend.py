@@ -1,17 +1,13 @@
 """The engine ``tensorrt``: a plan that passed the gate, and the runner that runs it."""
 
-import structlog
-
 from engines.bundle import Bundle
-from engines.engine import EngineInfo, EngineSettings, OnProgress, PatchScores, Precision, UInt8Array
-from engines.errors import PlanError, SelfTestError
+from engines.cache import PlanFacts, open_cache
+from engines.engine import EngineInfo, EngineSettings, OnProgress, PatchScores, UInt8Array
+from engines.errors import PlanError
+from engines.gate import open_lowest
 from engines.tensorrt import gpu
-from engines.tensorrt.cache import PlanFacts
-from engines.tensorrt.gate import judge_plan
-from engines.tensorrt.plans import buildable, obtain_plan, open_cache
+from engines.tensorrt.plans import buildable, obtain_plan
 from engines.tensorrt.runtime import Runner
-
-log = structlog.get_logger(__name__)
 
 NAME = "tensorrt"
 
@@ -29,7 +25,7 @@ class TensorRtEngine:
         self._info = EngineInfo(
             backend=NAME,
             backend_version=f"{facts.device.library} {facts.device.version}",
-            device=facts.device.gpu,
+            device=facts.device.name,
             precision=facts.precision,
             build_key=facts.key,
         )
@@ -66,44 +62,16 @@ def open_tensorrt(bundle: Bundle, settings: EngineSettings, on_progress: OnProgr
         SelfTestError: not even fp32 passes the gate.
     """
     gpu.describe_gpu()  # before minutes of building
-    refusal = ""
-    for precision in buildable(bundle, settings.precision):
-        engine, refusal = _open(bundle, settings, precision, on_progress)
-        if engine is not None:
-            return engine
-        log.warning("this precision does not serve; the next higher one is tried", precision=precision, reason=refusal)
-    raise SelfTestError(
-        f"{bundle.path}: on TensorRT not even fp32 scores as the bundle says: {refusal}. Set engine.backend to "
-        "onnxruntime"
+    return open_lowest(
+        bundle,
+        buildable(bundle, settings.precision),
+        open_cache(settings),
+        lambda precision, rebuild: obtain_plan(bundle, settings, precision, on_progress, rebuild=rebuild),
+        _load,
     )
 
 
-def _open(
-    bundle: Bundle, settings: EngineSettings, precision: Precision, on_progress: OnProgress
-) -> tuple[TensorRtEngine | None, str]:
-    """An engine of this precision, or None and why the gate refuses it, now or when the plan first ran."""
-    plan, entry = obtain_plan(bundle, settings, precision, on_progress)
-    verdict = entry.manifest.verdict
-    if verdict is not None and not verdict.accepted:
-        return None, f"{verdict.words} (found when the plan first ran)"
-    try:
-        runner = Runner(plan, entry.manifest.facts.max_patches)
-    except PlanError as error:
-        log.warning("the plan is built again", reason=str(error))
-        plan, entry = obtain_plan(bundle, settings, precision, on_progress, rebuild=True)
-        runner = Runner(plan, entry.manifest.facts.max_patches)
-    manifest = entry.manifest
-    engine = TensorRtEngine(runner, manifest.facts)
-    if manifest.verdict is not None:
-        return engine, ""
-    try:
-        verdict = judge_plan(engine, bundle, precision)
-        open_cache(settings).store(plan, manifest.model_copy(update={"verdict": verdict}))
-    except BaseException:
-        engine.close()
-        raise
-    log.info("plan judged", precision=precision, accepted=verdict.accepted, verdict=verdict.words)
-    if not verdict.accepted:
-        engine.close()
-        return None, verdict.words
-    return engine, ""
+def _load(plan: bytes, facts: PlanFacts) -> TensorRtEngine:
+    if facts.max_patches is None:
+        raise PlanError("the plan is not TensorRT's")
+    return TensorRtEngine(Runner(plan, facts.max_patches), facts)

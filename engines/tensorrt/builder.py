@@ -9,57 +9,17 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
-
+from engines.cache import Inspection, PlanLayer, PlanTensor
 from engines.engine import OnProgress, Precision
 from engines.errors import BackendError
 from engines.manifest import Tensor
 from engines.tensorrt import library
-
-MIB = 2**20
 
 _DTYPES = {"UINT8": "uint8", "FLOAT": "float32", "HALF": "float16", "INT8": "int8", "INT32": "int32"}
 
 _LAYER_NAME = re.compile(r"Name: (.*?), LayerType: ")
 _LAYER_KIND = re.compile(r", LayerType: ([^,]+)")
 _LAYER_DTYPE = re.compile(r"Datatype: (\w+)")
-
-
-class PlanTensor(BaseModel):
-    """An input or output of a plan; -1 is the number of patches."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    direction: Literal["in", "out"]
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class PlanLayer(BaseModel):
-    """A layer of a plan, most often one kernel made of several of the graph's nodes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    kind: str
-    dtypes: tuple[str, ...]
-
-
-class Inspection(BaseModel):
-    """What is in a plan, as the builder sees it; loading the plan, which takes a GPU, is not needed for it.
-
-    Attributes:
-        tensors: inputs and outputs.
-        patches: smallest, best and largest number of patches at once: the plan's optimisation profile.
-        layers: the plan's layers as far as the builder's log tells; empty where it words them differently.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tensors: tuple[PlanTensor, ...]
-    patches: tuple[int, int, int]
-    layers: tuple[PlanLayer, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,19 @@ from datetime import datetime, timezone
 import structlog
 
 from engines.bundle import Bundle
-from engines.engine import EngineSettings, OnProgress, Precision
-from engines.errors import BackendError, PlanError
+from engines.cache import MIB, DeviceFacts, Entry, PlanCache, PlanFacts, PlanManifest, open_cache
+from engines.engine import EngineSettings, OnProgress, Precision, from_lowest
+from engines.errors import BackendError
 from engines.manifest import Manifest
 from engines.tensorrt import gpu, library
-from engines.tensorrt.builder import MIB, BuildOptions, build_plan
-from engines.tensorrt.cache import DeviceFacts, Entry, PlanCache, PlanFacts, PlanManifest, default_folder
+from engines.tensorrt.builder import BuildOptions, build_plan
 from engines.tiling import Tiler
 
 log = structlog.get_logger(__name__)
 
 NO_GPU = "none"
 DEFAULT_PATCHES = 64
-DESCENDING: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 # Activations take at most 64 bytes per pixel and unit of width (engines/ort.py), so this keeps them below 1 GiB.
 MAX_PIXELS_TIMES_WIDTH = 2**24
@@ -37,12 +37,7 @@ def describe_device() -> DeviceFacts:
         name, capability = NO_GPU, NO_GPU
     else:
         name, capability = found.name, ".".join(map(str, found.compute_capability))
-    return DeviceFacts(library=library.name(), version=library.version(), gpu=name, compute_capability=capability)
-
-
-def open_cache(settings: EngineSettings) -> PlanCache:
-    """The cache that the settings name."""
-    return PlanCache(settings.cache or default_folder())
+    return DeviceFacts(library=library.name(), version=library.version(), name=name, capability=capability)
 
 
 def find_graph(bundle: Bundle, precision: Precision) -> bytes | None:
@@ -54,7 +49,7 @@ def find_graph(bundle: Bundle, precision: Precision) -> bytes | None:
 
 def buildable(bundle: Bundle, lowest: Precision) -> list[Precision]:
     """Precisions from ``lowest`` upwards that the bundle has a graph for; others are told in the log. fp32 is one."""
-    wanted = DESCENDING[DESCENDING.index(lowest) :]
+    wanted = from_lowest(lowest, PRECISIONS)
     found = [precision for precision in wanted if find_graph(bundle, precision) is not None]
     for missing in (precision for precision in wanted if precision not in found):
         log.warning(
@@ -110,24 +105,23 @@ def obtain_plan(
         max_patches=options.max_patches,
         workspace_mib=settings.workspace_mib,
     )
-    wanted = [facts] if settings.max_patches is not None else _of_any_size(plans, facts)
-    if not rebuild and (found := _find(plans, wanted, tell=False)) is not None:
-        return found
-    with plans.locked(lambda: on_progress("waiting for another process that builds", 0.0)):
-        if not rebuild and (found := _find(plans, wanted, tell=True)) is not None:
-            return found
+
+    def build() -> tuple[bytes, PlanManifest]:
         log.info(
             "building a TensorRT plan",
             bundle=bundle.manifest.name,
             precision=precision,
             patches=facts.max_patches,
-            gpu=device.gpu,
+            gpu=device.name,
         )
         started = time.monotonic()
         tensors = (bundle.manifest.inputs, bundle.manifest.outputs)
         built = build_plan(graph, tensors, options, on_progress, plans.load_timings(device))
         seconds = time.monotonic() - started
-        manifest = PlanManifest(
+        if built.timings:
+            plans.store_timings(device, built.timings)
+        log.info("built", bytes=len(built.plan), seconds=round(seconds, 1))
+        return built.plan, PlanManifest(
             facts=facts,
             bundle_name=bundle.manifest.name,
             bundle_sha256=bundle.digest,
@@ -135,11 +129,9 @@ def obtain_plan(
             build_seconds=round(seconds, 3),
             inspection=built.inspection,
         )
-        entry = plans.store(built.plan, manifest)
-        if built.timings:
-            plans.store_timings(device, built.timings)
-    log.info("built", plan=str(entry.path), bytes=len(built.plan), seconds=round(seconds, 1))
-    return built.plan, entry
+
+    wanted = [facts] if settings.max_patches is not None else _of_any_size(plans, facts)
+    return plans.obtain(wanted, build, on_progress, rebuild=rebuild)
 
 
 def _of_any_size(plans: PlanCache, facts: PlanFacts) -> list[PlanFacts]:
@@ -147,17 +139,3 @@ def _of_any_size(plans: PlanCache, facts: PlanFacts) -> list[PlanFacts]:
     manifests = [entry.manifest for entry in plans.entries() if isinstance(entry, Entry)]
     manifests.sort(key=lambda manifest: manifest.built_at, reverse=True)
     return [each.facts for each in manifests if each.facts.resized(facts) == facts] or [facts]
-
-
-def _find(plans: PlanCache, wanted: list[PlanFacts], *, tell: bool) -> tuple[bytes, Entry] | None:
-    """The first of the plans that may be loaded; with ``tell``, why others may not goes into the log."""
-    return next((found for facts in wanted if (found := _load(plans, facts, tell=tell)) is not None), None)
-
-
-def _load(plans: PlanCache, facts: PlanFacts, *, tell: bool) -> tuple[bytes, Entry] | None:
-    try:
-        return plans.load(facts)
-    except PlanError as error:
-        if tell:
-            log.warning("a plan in the cache is not loaded", reason=str(error))
-        return None

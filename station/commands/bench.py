@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.bundle import Bundle, read_bundle
-from engines.engine import EngineInfo, EngineSettings, Precision, UInt8Array
+from engines.engine import PRECISIONS, EngineInfo, EngineSettings, UInt8Array
 from engines.judging import Judging
 from engines.opening import open_engine
 from engines.tensorrt.plans import in_turns
@@ -27,7 +27,7 @@ from station.settings import JudgeSettings, LogSettings
 
 STAGES = ("prepare", "infer", "judge")
 ENGINES: tuple[str, ...] = get_args(EngineSettings.model_fields["backend"].annotation)
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+MODES: tuple[str, ...] = get_args(EngineSettings.model_fields["mode"].annotation)
 DEFAULT_SIZE = (480, 640)  # height, width, where the bundle does not say
 _DIFFERENT_FRAMES = 8  # shown in turn, so that no cache holds the next one
 
@@ -43,9 +43,17 @@ def bench(
         typer.Option(
             metavar="NAME",
             autocompletion=lambda: list(PRECISIONS),
-            help=f"Lowest precision, for TensorRT only: {', '.join(PRECISIONS)}.",
+            help=f"Lowest precision, for TensorRT and OpenVINO: {', '.join(PRECISIONS)}.",
         ),
     ] = "fp16",
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=lambda: list(MODES),
+            help=f"How OpenVINO's threads share a frame: {', '.join(MODES)}.",
+        ),
+    ] = "latency",
     threads: Annotated[
         int, typer.Option(metavar="N", min=0, max=256, help="CPU threads of the engine; 0: one per core available.")
     ] = 0,
@@ -72,7 +80,11 @@ def bench(
 
     Example: [cyan]station bench --bundle bundle --size 1280x1024[/]
     """
-    for option, value, allowed in (("--engine", engine, ENGINES), ("--precision", precision, PRECISIONS)):
+    for option, value, allowed in (
+        ("--engine", engine, ENGINES),
+        ("--precision", precision, PRECISIONS),
+        ("--mode", mode, MODES),
+    ):
         if value not in allowed:
             raise typer.BadParameter(f"is none of {', '.join(allowed)}", param_hint=option)
     logs.set_up(LogSettings(level="warning"))
@@ -89,6 +101,7 @@ def bench(
             "backend": engine,
             "threads": threads,
             "precision": precision,
+            "mode": mode,
             "max_patches": in_turns(read.manifest, n_patches),
         }
     )

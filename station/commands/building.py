@@ -1,4 +1,4 @@
-"""A bar while a TensorRT plan is built, which may take minutes."""
+"""A bar while an engine is made ready, which may take minutes where TensorRT builds a plan."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from engines.engine import OnProgress
 def show_building(console: Console) -> Iterator[OnProgress]:
     """For ``open_engine``. Nothing is seen if nothing is built, or if ``console`` is no terminal."""
     with Progress(
-        TextColumn("building the TensorRT plan"),
+        TextColumn("preparing the engine"),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
         TimeElapsedColumn(),

@@ -1,35 +1,37 @@
-"""``station engine``: what can run a bundle here, whether it does so rightly, and the TensorRT plans of this device."""
+"""``station engine``: what can run a bundle here, whether it does so rightly, and the plans of this device."""
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from engines import ort
 from engines.bundle import Bundle, read_bundle
-from engines.engine import EngineSettings, Precision
+from engines.cache import Broken, DeviceFacts, Entry, open_cache
+from engines.engine import EngineSettings
 from engines.errors import EngineError
 from engines.manifest import MANIFEST_FILE
 from engines.opening import Backend, installed_backends, tensorrt_problem
+from engines.openvino import backend as openvino
+from engines.openvino import library as openvino_library
+from engines.openvino import models
 from engines.selftest import run_selftest
 from engines.tensorrt import backend as tensorrt
 from engines.tensorrt import library
-from engines.tensorrt.cache import Broken, DeviceFacts, Entry
-from engines.tensorrt.plans import buildable, describe_device, in_turns, obtain_plan, open_cache
+from engines.tensorrt.plans import PRECISIONS, buildable, describe_device, in_turns, obtain_plan
 from engines.tiling import Tiler
 from station import logs
 from station.commands.building import show_building
 from station.commands.frames import first_frame, parse_size
-from station.commands.plans import describe_plan, print_plan, state, unusable
+from station.commands.plans import describe_plan, how_large, print_plan, state, unusable
 from station.settings import LogSettings, load_settings
 
-PRECISIONS: tuple[str, ...] = get_args(Precision)
-
 app = typer.Typer(
-    help="Show what can run a bundle on this machine, prove that it does so rightly, and build and keep the TensorRT "
-    "plans of this device.\n\n"
+    help="Show what can run a bundle on this machine, prove that it does so rightly, and build and keep the plans of "
+    "this device: TensorRT's, and what OpenVINO compiles.\n\n"
     "Example: [cyan]station engine verify --bundle bundle[/]",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -39,7 +41,7 @@ Cache = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder of TensorRT plans, as engine.cache in the settings.",
+        help="Folder of the plans, as engine.cache in the settings.",
         show_default="$CACHE_DIRECTORY/engines, else ~/.cache/cbigan-station/engines",
     ),
 ]
@@ -81,7 +83,8 @@ def build(
 
     A plan is code for one GPU and one version of TensorRT, so it is built where
     it runs, and does not travel. It takes minutes on a Jetson. The station would
-    do it by itself at its first start; this does it beforehand.
+    do it by itself at its first start; this does it beforehand. OpenVINO needs
+    nothing of the kind: it compiles a model within seconds.
 
     Where there is a GPU, the plan then runs: it must pass the bundle's self-test
     and rank patches as fp32 does, or else the next higher precision is built.
@@ -153,7 +156,7 @@ def list_(
     ] = None,
     cache: Cache = None,
 ) -> None:
-    """Show the back ends that can run a bundle here, the TensorRT plans of this device, and what a bundle is.
+    """Show the back ends that can run a bundle here, the plans of this device, and what a bundle is.
 
     'auto' takes the first back end. Nothing is run; `station engine verify` runs the self-test.
 
@@ -168,12 +171,13 @@ def list_(
     if (problem := tensorrt_problem()) is not None:
         builds = "runs no plan here" if library.problem() else f"builds plans here but runs none ({library.name()})"
         console.print(f"\n{tensorrt.NAME} {builds}: {escape(problem)}")
+    if (problem := openvino_library.problem()) is not None:
+        console.print(f"\n{openvino.NAME} does not run here: {escape(problem)}")
     plans = open_cache(EngineSettings(cache=cache))
     if entries := plans.entries():
-        console.print(f"\nTensorRT plans in {escape(str(plans.folder))}:")
-        here = _here()
+        console.print(f"\nPlans in {escape(str(plans.folder))}:")
         for entry in entries:
-            console.print(describe_plan(entry, here))
+            console.print(describe_plan(entry, _here(entry)))
     if read is not None:
         facts = Table.grid(padding=(0, 2, 0, 0))
         for name, value in _facts(read):
@@ -187,24 +191,25 @@ def verify(
     bundle: Annotated[Path, typer.Option(metavar="DIR", help="The trained bundle.", show_default=False)],
     cache: Cache = None,
 ) -> None:
-    """Check a bundle, the TensorRT plans made from it, and every back end that can run it here.
+    """Check a bundle, the plans made from it, and every back end that can run it here.
 
     One line each; exit code 1 if anything fails: the sha256 of every file of
-    the bundle; every plan, which must be as this device's builder left it; the
+    the bundle; every plan, which must be as this device left it; the
     self-test on every back end, which scores 16 stored patches and compares the
     outputs with those that the trainer computed in float64.
 
     Example: [cyan]station engine verify --bundle bundle[/]
     """
+    logs.set_up(LogSettings(level="warning"))
     read = read_bundle(bundle)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[green]ok[/] {MANIFEST_FILE}: schema {read.manifest.schema_version}, sha256 {read.digest}")
     for name, sha256 in read.manifest.files.items():
         console.print(f"[green]ok[/] {name}: {len(read.files[name]):,} bytes, sha256 {sha256}")
     settings = EngineSettings(cache=cache)
-    sound = _verify_plans(read, settings, console)
+    sound = plans_sound = _verify_plans(read, settings, console)
     for backend in installed_backends():
-        if backend.name == tensorrt.NAME and not sound:
+        if backend.name != ort.NAME and not plans_sound:
             # It would build a new plan in the altered one's place, and with it the trace of what happened would go.
             console.print(f"[yellow]not run[/] {backend.name}: see above; `station engine prune` removes such plans")
         else:
@@ -223,8 +228,8 @@ def _verify_plans(bundle: Bundle, settings: EngineSettings, console: Console) ->
         elif entry.manifest.bundle_sha256 == bundle.digest:
             facts = entry.manifest.facts
             console.print(
-                f"[green]ok[/] plan {entry.path.name}: as it was built ({facts.precision}, {facts.max_patches} "
-                f"patches, {escape(facts.device.gpu)}); {escape(state(entry))}"
+                f"[green]ok[/] plan {entry.path.name}: as it was built ({how_large(facts)}, "
+                f"{escape(facts.device.name)}); {escape(state(entry))}"
             )
     return sound
 
@@ -238,7 +243,7 @@ def prune(
     everything: Annotated[bool, typer.Option("--all", help="Remove all plans, the good ones too.")] = False,
     cache: Cache = None,
 ) -> None:
-    """Remove TensorRT plans that cannot be used any more: altered, or made for another GPU or TensorRT.
+    """Remove plans that cannot be used any more: altered, or made for another device or version.
 
     One line each. What is missed later is built again.
 
@@ -265,10 +270,13 @@ def _reason_to_remove(entry: Entry | Broken, keep: Bundle | None) -> str | None:
         return entry.reason
     if keep is not None and entry.manifest.bundle_sha256 != keep.digest:
         return f"made from another bundle, {entry.manifest.bundle_name}"
-    return unusable(entry.manifest, _here())
+    return unusable(entry.manifest, _here(entry))
 
 
-def _here() -> DeviceFacts | None:
+def _here(entry: Entry | Broken) -> DeviceFacts | None:
+    """What the plan's library makes plans for here; None: it is not here, so nobody knows."""
+    if isinstance(entry, Entry) and entry.manifest.facts.device.library == openvino_library.NAME:
+        return None if openvino_library.problem() else models.describe_device()
     return None if library.problem() else describe_device()
 
 

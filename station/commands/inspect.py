@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ from station.inspection import Inspector
 from station.judge import Region, find_regions, low_level
 from station.settings import AlertSettings, JudgeSettings, LogSettings
 
+ENGINES: tuple[str, ...] = get_args(EngineSettings.model_fields["backend"].annotation)
 EXIT_UNREADABLE = 1
 EXIT_INTERRUPTED = 130
 
@@ -54,6 +55,10 @@ def inspect(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(metavar="NAME", autocompletion=lambda: list(ENGINES), help=f"Back end: {', '.join(ENGINES)}."),
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per file and line.")] = False,
     heatmaps: Annotated[
         Path | None,
@@ -71,6 +76,8 @@ def inspect(
 
     Example: [cyan]station inspect --bundle bundle --calibration calibration.json --heatmaps out images/[/]
     """
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"is none of {', '.join(ENGINES)}", param_hint="--engine")
     logs.set_up(LogSettings(level="warning"))
     err = Console(stderr=True)
     opened = read_bundle(bundle)
@@ -80,11 +87,11 @@ def inspect(
     rows: list[_Row] = []
     interrupted = False
     with show_building(err) as on_progress:
-        engine = open_engine(opened, EngineSettings(), on_progress)
+        used = open_engine(opened, EngineSettings.model_validate({"backend": engine}), on_progress)
     try:
         roi = calibrated.camera.roi if calibrated else None
         tiler = Tiler(opened.manifest.preprocessing, roi.box if roi else None)
-        inspector = Inspector(engine, tiler, Judging.of(opened.manifest), _judge(calibrated))
+        inspector = Inspector(used, tiler, Judging.of(opened.manifest), _judge(calibrated))
         with make_progress(err) as progress:
             task = progress.add_task("inspecting", total=len(files))
             for found in inspect_files(files, inspector, progress, task):
@@ -100,7 +107,7 @@ def inspect(
     except KeyboardInterrupt:
         interrupted = True
     finally:
-        engine.close()
+        used.close()
     if not as_json:
         _print_table(rows, calibrated)
     if heatmaps and rows:

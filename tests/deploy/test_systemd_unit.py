@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engines.openvino import library
 from tests.support.bundles import GREY, make_bundle
 from tests.support.mjpeg_server import MjpegServer
 from tests.support.mosquitto import HOST, free_port, need
@@ -180,9 +181,20 @@ def test_a_station_works_in_it(root: SystemdRoot) -> None:
     assert re.search(r"^CapBnd:\t0+$", status, re.MULTILINE)
     assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
     assert "Cred-3-ential" not in root.run("cat", f"/proc/{pid}/environ", f"/proc/{pid}/cmdline").stdout
-    assert "Cred-3-ential" not in (root.shared / "station.log").read_text()
+    log = (root.shared / "station.log").read_text()
+    assert "Cred-3-ential" not in log
+    assert re.search(r"backend\W+onnxruntime", log)  # also where OpenVINO is installed
     root.run("systemctl", "stop", UNIT)
     assert root.show(UNIT, "Result") == "success"
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(library.problem() is not None, reason="the extra 'openvino' is not installed")
+def test_openvino_works_in_it_once_it_may_make_code(root: SystemdRoot) -> None:
+    root.put_unit(options="MemoryDenyWriteExecute=no")
+    root.run("systemctl", "start", UNIT)
+    assert root.show(UNIT, "ActiveState") == "active"
+    assert re.search(r"backend\W+openvino", (root.shared / "station.log").read_text())
 
 
 @pytest.mark.e2e

@@ -42,7 +42,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     shutil.copytree(BUNDLE, folder / "bundles/leather")
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(folder / "cache"),
+        "CACHE_DIRECTORY": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
     }
     said = [

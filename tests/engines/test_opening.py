@@ -17,9 +17,9 @@ def bundle(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _without_tensorrt(monkeypatch):
-    """As on a machine without a GPU; tests/engines/tensorrt/test_backend.py has the other case."""
-    monkeypatch.setattr(opening, "tensorrt_problem", lambda: "not in this test")
+def _onnxruntime_alone(monkeypatch):
+    """As on a machine with no other back end; the others' tests have the other cases."""
+    monkeypatch.setattr(opening, "BACKENDS", {"onnxruntime": opening.BACKENDS["onnxruntime"]})
 
 
 @pytest.mark.parametrize(

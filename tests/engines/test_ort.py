@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from engines import ort
+from engines import cpu, ort
 from engines.engine import EngineSettings
 from engines.errors import BackendError
 from engines.ort import OnnxRuntimeEngine
@@ -77,13 +77,13 @@ def test_it_passes_the_self_test(engine, bundle):
 
 @pytest.mark.parametrize("n", [1, 2, 7, 50])
 def test_scores_are_numpys_whatever_the_chunks(bundle, monkeypatch, n):
-    monkeypatch.setattr(ort, "CHUNK_PIXELS_TIMES_WIDTH", 7 * PATCH * PATCH)
+    monkeypatch.setattr(cpu, "CHUNK_PIXELS_TIMES_WIDTH", 7 * PATCH * PATCH)
     patches = RNG.integers(0, 256, (n, PATCH, PATCH, 3), dtype=np.uint8)
     assert_close(OnnxRuntimeEngine(bundle, SETTINGS).score(patches), toy_scores(patches))
 
 
 def test_the_graph_never_gets_more_than_a_chunk(bundle, monkeypatch):
-    monkeypatch.setattr(ort, "CHUNK_PIXELS_TIMES_WIDTH", 8 * PATCH * PATCH)
+    monkeypatch.setattr(cpu, "CHUNK_PIXELS_TIMES_WIDTH", 8 * PATCH * PATCH)
     engine = OnnxRuntimeEngine(bundle, SETTINGS)
     sizes = []
     session = engine._session
@@ -99,7 +99,7 @@ def test_the_graph_never_gets_more_than_a_chunk(bundle, monkeypatch):
 
 
 def test_a_chunk_holds_at_least_one_patch(bundle, monkeypatch):
-    monkeypatch.setattr(ort, "CHUNK_PIXELS_TIMES_WIDTH", 1)
+    monkeypatch.setattr(cpu, "CHUNK_PIXELS_TIMES_WIDTH", 1)
     patches = RNG.integers(0, 256, (3, PATCH, PATCH, 3), dtype=np.uint8)
     assert_close(OnnxRuntimeEngine(bundle, SETTINGS).score(patches), toy_scores(patches))
 

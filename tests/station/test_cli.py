@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from engines.opening import installed_backends
 from station import __version__
 from station.cli import app
 from tests.support.bundles import make_bundle
@@ -60,6 +61,7 @@ def test_check_says_yes_line_by_line(tmp_path: Path) -> None:
     assert marks(done.stdout) == dict.fromkeys(names, "✓"), done.stdout + done.stderr
     assert done.returncode == 0
     assert "80 x 64 pixels" in done.stdout
+    assert re.search(rf"engine +{next(installed_backends()).name} ", done.stdout)
     assert "MQTT 5" in done.stdout
 
 

@@ -13,11 +13,11 @@ from lightning_fabric import Fabric
 from typer.testing import CliRunner
 
 from engines.bundle import read_bundle
+from engines.cache import Entry, PlanCache
 from engines.engine import EngineSettings
 from engines.errors import SelfTestError
 from engines.opening import open_engine
 from engines.tensorrt import library
-from engines.tensorrt.cache import Entry, PlanCache
 from tests.support.scorers import run_graph
 from train import checkpoint
 from train.cli import app

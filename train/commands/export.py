@@ -3,13 +3,13 @@
 # ruff: noqa: PLC0415 - torch takes seconds to load, for which neither --help nor Tab shall wait
 
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, cast
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from engines.bundle import Bundle
+from engines.bundle import SCORER_FILES, Bundle
 from engines.engine import EngineSettings, OnProgress, Precision
 from engines.manifest import MODEL_CARD_FILE
 from engines.opening import tensorrt_problem
@@ -18,7 +18,7 @@ from engines.tensorrt.backend import open_tensorrt
 from engines.tensorrt.plans import buildable, obtain_plan
 from train.labelled import find_labelled_images
 
-PRECISIONS: tuple[str, ...] = get_args(Precision)
+PRECISIONS: tuple[str, ...] = tuple(SCORER_FILES)
 
 console = Console(stderr=True)
 
@@ -54,8 +54,8 @@ def export(
             "--precision",
             metavar="NAME",
             autocompletion=lambda: list(PRECISIONS),
-            help=f"Lowest precision that TensorRT shall find a graph for: {', '.join(PRECISIONS)}. fp16 adds half the "
-            "size of fp32, int8 as much as fp32 once more. ONNX Runtime needs fp32 only.",
+            help=f"Lowest precision that TensorRT and OpenVINO shall find a graph for: {', '.join(PRECISIONS)}. fp16, "
+            "for TensorRT, adds half the size of fp32, int8 as much as fp32 once more. ONNX Runtime needs fp32 only.",
         ),
     ] = "fp16",
     engine: Annotated[

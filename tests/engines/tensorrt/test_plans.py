@@ -9,10 +9,10 @@ from types import MappingProxyType
 import pytest
 from structlog.testing import capture_logs
 
+from engines.cache import Entry, PlanCache
 from engines.engine import EngineSettings
 from engines.errors import BackendError
 from engines.tensorrt import library, plans
-from engines.tensorrt.cache import Entry, PlanCache
 from engines.tensorrt.plans import buildable, describe_device, find_graph, in_turns, obtain_plan, patches_at_once
 from tests.support.bundles import make_bundle
 
@@ -95,7 +95,7 @@ def test_a_changed_bundle_gets_a_plan_of_its_own(bundle, settings, tmp_path):
 def test_another_device_gets_a_plan_of_its_own(bundle, settings, monkeypatch):
     _, entry = obtain_plan(bundle, settings, "fp32", quiet)
     here = describe_device()
-    for change in ({"gpu": "Orin"}, {"version": "99.0"}, {"compute_capability": "8.7"}):
+    for change in ({"name": "Orin"}, {"version": "99.0"}, {"capability": "8.7"}):
         monkeypatch.setattr(plans, "describe_device", lambda change=change: here.model_copy(update=change))
         assert obtain_plan(bundle, settings, "fp32", quiet)[1].path != entry.path
     assert len(PlanCache(settings.cache).entries()) == 4
@@ -242,4 +242,4 @@ def test_the_device_without_a_gpu():
         pytest.skip("there is a GPU")
     device = describe_device()
     assert (device.library, device.version) == (library.name(), library.version())
-    assert (device.gpu, device.compute_capability) == ("none", "none")
+    assert (device.name, device.capability) == ("none", "none")

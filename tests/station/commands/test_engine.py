@@ -7,9 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from engines.bundle import write_bundle
+from engines.cache import DeviceFacts, Entry, PlanCache
+from engines.cpu import cpu_name
+from engines.engine import EngineSettings
 from engines.errors import BackendError, BundleError
+from engines.opening import installed_backends, open_engine
+from engines.openvino import library as openvino_library
+from engines.openvino import models
 from engines.tensorrt import library
-from engines.tensorrt.cache import DeviceFacts, Entry, PlanCache
 from station.cli import app
 from station.commands import engine as command
 from tests.support.bundles import make_bundle, make_description, make_selftest, toy_scorer
@@ -35,8 +40,10 @@ def station_engine(*arguments):
 def test_list_without_a_bundle_shows_the_back_ends():
     result = station_engine("list")
     assert result.exit_code == 0
-    (line,) = [line for line in result.output.splitlines() if line.startswith("onnxruntime")]
-    assert "takes it" in line
+    first = next(installed_backends())
+    lines = [line for line in result.output.splitlines() if "takes it" in line]
+    assert [line.split()[0] for line in lines] == [first.name]
+    assert any(line.startswith("onnxruntime") for line in result.output.splitlines())
     assert "bundle" not in result.output
 
 
@@ -51,12 +58,14 @@ def test_verify_has_one_line_a_file_and_one_for_the_self_test(bundle):
     result = station_engine("verify", "--bundle", bundle.path)
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert len(lines) == 5
+    backends = [backend.name for backend in installed_backends()]
+    assert len(lines) == 4 + len(backends)
     assert all(line.startswith("ok ") for line in lines)
     assert f"ok manifest.json: schema 1, sha256 {bundle.digest}" in lines
     for name, sha256 in bundle.manifest.files.items():
         assert f"ok {name}: {len(bundle.files[name]):,} bytes, sha256 {sha256}" in lines
-    assert "self-test on onnxruntime" in lines[-1]
+    for line, backend in zip(lines[4:], backends, strict=True):
+        assert line.startswith(f"ok self-test on {backend} ")
 
 
 def test_verify_fails_on_an_altered_bundle(bundle):
@@ -112,7 +121,9 @@ def built(bundle):
 
 
 def only_plan(cache):
-    (entry,) = PlanCache(cache).entries()
+    """TensorRT's; `verify` also has OpenVINO compile a model."""
+    entries = PlanCache(cache).entries()
+    (entry,) = [e for e in entries if not isinstance(e, Entry) or e.manifest.facts.device.library != "OpenVINO"]
     return entry
 
 
@@ -251,10 +262,10 @@ def test_prune_removes_another_versions_plans_but_not_those_of_a_gpu_that_is_not
     entry = only_plan(cache)
     plan, _ = plans.load(entry.manifest.facts)
     facts = entry.manifest.facts
-    of_a_gpu = facts.device.model_copy(update={"gpu": "Orin", "compute_capability": "8.7"})
+    of_a_gpu = facts.device.model_copy(update={"name": "Orin", "capability": "8.7"})
     plans.store(plan, entry.manifest.model_copy(update={"facts": facts.model_copy(update={"device": of_a_gpu})}))
     assert "2 left" in station_engine("prune").output
-    here = DeviceFacts(library="TensorRT", version="10.7.0", gpu="Orin", compute_capability="8.7")
+    here = DeviceFacts(library="TensorRT", version="10.7.0", name="Orin", capability="8.7")
     monkeypatch.setattr(command, "describe_device", lambda: here)
     output = station_engine("list").output
     assert output.count("not for this device: library TensorRT-RTX") == 2
@@ -271,3 +282,63 @@ def test_prune_all(built, cache):
 
 def test_prune_without_a_cache():
     assert "0 left" in station_engine("prune").output
+
+
+# --- what OpenVINO compiles ---
+
+with_openvino = pytest.mark.skipif(openvino_library.problem() is not None, reason="the extra 'openvino' is missing")
+
+
+@pytest.fixture
+def compiled(bundle):
+    """OpenVINO's compiled model of the bundle, which opening the engine leaves in the cache."""
+    open_engine(bundle, EngineSettings(backend="openvino")).close()
+
+
+def openvino_plan(cache):
+    entries = [entry for entry in PlanCache(cache).entries() if isinstance(entry, Entry)]
+    (entry,) = [entry for entry in entries if entry.manifest.facts.device.library == "OpenVINO"]
+    return entry
+
+
+@with_openvino
+@pytest.mark.usefixtures("compiled")
+def test_list_and_verify_tell_of_the_compiled_model(bundle, cache):
+    entry = openvino_plan(cache)
+    listed = station_engine("list").output
+    assert re.search(r"^openvino +\d", listed, re.MULTILINE)
+    line = next(line for line in listed.splitlines() if line.startswith(entry.path.stem[:12]))
+    assert "toy, fp32" in line
+    assert f"OpenVINO {openvino_library.version()} for {cpu_name()}" in line
+    assert "serves: self-test differs by" in line
+    verified = station_engine("verify", "--bundle", bundle.path)
+    assert verified.exit_code == 0
+    assert f"ok plan {entry.path.name}: as it was built (fp32, {cpu_name()}); serves" in verified.output
+
+
+@with_openvino
+@pytest.mark.usefixtures("compiled")
+def test_verify_runs_no_back_end_that_would_replace_an_altered_model(bundle, cache):
+    path = openvino_plan(cache).path
+    path.write_bytes(path.read_bytes()[:-1] + b"X")
+    result = station_engine("verify", "--bundle", bundle.path)
+    assert result.exit_code == 1
+    assert f"failed plan {path}: was altered" in result.output
+    assert "not run openvino: see above" in result.output
+    assert "ok self-test on onnxruntime" in result.output
+
+
+@with_openvino
+@pytest.mark.usefixtures("compiled")
+def test_prune_keeps_the_compiled_model_until_openvino_or_the_cpu_is_another(cache, monkeypatch):
+    assert "1 left" in station_engine("prune").output
+    here = models.describe_device()
+    monkeypatch.setattr(models, "describe_device", lambda: here.model_copy(update={"version": "2031.0"}))
+    output = station_engine("prune").output
+    assert f"library OpenVINO {here.version}, here OpenVINO 2031.0" in output
+    assert "0 left" in output
+
+
+def test_list_says_why_openvino_does_not_run(monkeypatch):
+    monkeypatch.setattr(openvino_library, "_find", lambda: (None, "openvino is not installed; [extra]"))
+    assert "openvino does not run here: openvino is not installed; [extra]" in station_engine("list").output

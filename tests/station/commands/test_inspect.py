@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from engines.opening import installed_backends
 from engines.tiling import Tiler
 from station.cli import app, main
 from station.inspection import Inspector
@@ -67,6 +68,21 @@ def test_json_lines_hold_the_scores_of_the_model(bundle, calibration, images):
     grid = tiler.grid((70, 100))
     assert [(p["x"], p["y"], p["w"], p["h"]) for p in bad["patches"]] == [grid.box(i) for i in range(grid.n)]
     assert bad["ms"] > 0
+
+
+def test_every_back_end_gives_the_same_scores(bundle, images):
+    scores = []
+    for backend in installed_backends():
+        result = station("--bundle", bundle.path, "--engine", backend.name, "--json", images)
+        assert result.exit_code == 0, result.output
+        scores.append([record["score"] for record in records(result)])
+    assert scores == [pytest.approx(scores[0], rel=1e-4)] * len(scores)
+
+
+def test_an_unknown_back_end_is_a_usage_error(bundle, images):
+    result = station("--bundle", bundle.path, "--engine", "abacus", images)
+    assert result.exit_code == 2
+    assert "is none of auto, onnxruntime, openvino, tensorrt" in result.output
 
 
 def test_without_a_calibration_there_is_no_verdict(bundle, images):

@@ -7,21 +7,23 @@ from datetime import datetime, timezone
 
 import pytest
 
-from engines.errors import BackendError, PlanError
-from engines.tensorrt import cache as cache_module
-from engines.tensorrt.builder import Inspection, PlanLayer, PlanTensor
-from engines.tensorrt.cache import (
+from engines import cache as cache_module
+from engines.cache import (
     Broken,
     DeviceFacts,
     Entry,
+    Inspection,
     PlanCache,
     PlanFacts,
+    PlanLayer,
     PlanManifest,
+    PlanTensor,
     Verdict,
     default_folder,
 )
+from engines.errors import BackendError, PlanError
 
-DEVICE = DeviceFacts(library="TensorRT", version="10.3.0", gpu="Orin", compute_capability="8.7")
+DEVICE = DeviceFacts(library="TensorRT", version="10.3.0", name="Orin", capability="8.7")
 FACTS = PlanFacts(scorer_sha256="0" * 64, device=DEVICE, precision="fp16", max_patches=8, workspace_mib=64)
 PLAN = bytes(range(256)) * 40
 root_reads_all = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
@@ -100,8 +102,8 @@ def test_only_the_owner_can_read_or_write_what_is_stored(plans, entry):
         {"workspace_mib": 65},
         {"device": DEVICE.model_copy(update={"version": "10.7.0"})},
         {"device": DEVICE.model_copy(update={"library": "TensorRT-RTX"})},
-        {"device": DEVICE.model_copy(update={"gpu": "Xavier"})},
-        {"device": DEVICE.model_copy(update={"compute_capability": "7.2"})},
+        {"device": DEVICE.model_copy(update={"name": "Xavier"})},
+        {"device": DEVICE.model_copy(update={"capability": "7.2"})},
     ],
 )
 def test_whatever_a_plan_depends_on_asks_for_another_plan(plans, entry, change):
@@ -155,7 +157,7 @@ def test_a_manifest_that_is_none(plans, entry, text):
 
 def test_a_newer_manifest(plans, entry):
     path = entry.path.with_suffix(".json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 3}))
     with pytest.raises(PlanError, match="another version's"):
         plans.load(FACTS)
 
@@ -330,7 +332,7 @@ def test_timings(plans):
     assert plans.load_timings(DEVICE) == b""
     plans.store_timings(DEVICE, b"measured")
     assert plans.load_timings(DEVICE) == b"measured"
-    assert plans.load_timings(DEVICE.model_copy(update={"gpu": "Xavier"})) == b""
+    assert plans.load_timings(DEVICE.model_copy(update={"name": "Xavier"})) == b""
 
 
 def test_altered_timings_are_left_alone(plans):
@@ -344,7 +346,7 @@ def test_altered_timings_are_left_alone(plans):
 
 def test_timings_of_one_device_do_not_pass_for_anothers(plans):
     plans.store_timings(DEVICE, b"measured")
-    other = DEVICE.model_copy(update={"gpu": "Xavier"})
+    other = DEVICE.model_copy(update={"name": "Xavier"})
     plans.store_timings(other, b"others")
     mine, its = (plans._timings(device) for device in (DEVICE, other))
     its.rename(mine)
@@ -353,10 +355,10 @@ def test_timings_of_one_device_do_not_pass_for_anothers(plans):
 
 def test_what_differs_between_devices_in_words():
     assert DEVICE.difference(DEVICE) is None
-    here = DeviceFacts(library="TensorRT", version="10.7.0", gpu="Orin", compute_capability="8.7")
+    here = DeviceFacts(library="TensorRT", version="10.7.0", name="Orin", capability="8.7")
     assert DEVICE.difference(here) == "library TensorRT 10.3.0, here TensorRT 10.7.0"
-    assert "GPU Orin (8.7), here Xavier (7.2)" in DEVICE.difference(
-        here.model_copy(update={"gpu": "Xavier", "compute_capability": "7.2"})
+    assert "device Orin (8.7), here Xavier (7.2)" in DEVICE.difference(
+        here.model_copy(update={"name": "Xavier", "capability": "7.2"})
     )
 
 

@@ -1,4 +1,6 @@
-"""Plans on disk. A plan is code: one that this cache did not write itself, as it now stands, is never handed out.
+"""Plans on disk: what a back end makes of a graph for one device, TensorRT's serialized engine or OpenVINO's model.
+
+A plan is code, or as good as: one that this cache did not write itself, as it now stands, is never handed out.
 
 In the cache's folder::
 
@@ -8,8 +10,8 @@ In the cache's folder::
     KEY.timings     kernel times measured on this device: their HMAC, then what TensorRT wrote
     lock            held while building, so that two stations do not build the same plan at once
 
-KEY is a hash of everything that a plan depends on, so another GPU, another TensorRT or a changed bundle looks for
-another file.
+KEY is a hash of everything that a plan depends on, so another device, another version of the library or a changed
+bundle looks for another file.
 """
 
 import fcntl
@@ -20,20 +22,24 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
-from engines.engine import Precision
+from engines.engine import EngineSettings, OnProgress, Precision
 from engines.errors import BackendError, PlanError
 from engines.files import open_regular, write_whole
-from engines.tensorrt.builder import MIB, Inspection
 
-SCHEMA_VERSION = 1
+log = structlog.get_logger(__name__)
+
+MIB = 2**20
+SCHEMA_VERSION = 2
 MAX_PLAN_BYTES = 2048 * MIB
 MAX_MANIFEST_BYTES = 1 * MIB
 MAX_TIMINGS_BYTES = 64 * MIB
@@ -49,10 +55,10 @@ class _Model(BaseModel):
 class DeviceFacts(_Model):
     """Where a plan runs: what it is bound to besides the graph."""
 
-    library: str = Field(description="TensorRT or TensorRT-RTX.")
+    library: str = Field(description="TensorRT, TensorRT-RTX or OpenVINO.")
     version: str = Field(description="Its full version.")
-    gpu: str = Field(description="Name of the GPU, or 'none' where a plan was built without one.")
-    compute_capability: str = Field(description="Such as 8.7, or 'none'.")
+    name: str = Field(description="Name of the GPU or the CPU; 'none' where a plan was built without a GPU.")
+    capability: str = Field(description="A GPU's compute capability, such as 8.7, or 'none'; what a CPU computes in.")
 
     def difference(self, other: "DeviceFacts") -> str | None:
         """How ``other`` differs, in words; None: a plan of one is good for the other."""
@@ -60,7 +66,7 @@ class DeviceFacts(_Model):
             f"{what} {mine}, here {its}"
             for what, mine, its in (
                 ("library", f"{self.library} {self.version}", f"{other.library} {other.version}"),
-                ("GPU", f"{self.gpu} ({self.compute_capability})", f"{other.gpu} ({other.compute_capability})"),
+                ("device", f"{self.name} ({self.capability})", f"{other.name} ({other.capability})"),
             )
             if mine != its
         ]
@@ -73,8 +79,8 @@ class PlanFacts(_Model):
     scorer_sha256: str = Field(description="sha256 of the ONNX graph that it was built from.")
     device: DeviceFacts
     precision: Precision
-    max_patches: int
-    workspace_mib: int
+    max_patches: int | None = Field(default=None, description="Patches at once at most; null: any number.")
+    workspace_mib: int | None = Field(default=None, description="Scratch memory of TensorRT's kernels.")
 
     def resized(self, other: "PlanFacts") -> "PlanFacts":
         """The same, but for as many patches as ``other``."""
@@ -84,6 +90,37 @@ class PlanFacts(_Model):
     def key(self) -> str:
         """Name of the plan's files, 32 hexadecimal digits."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+
+
+class PlanTensor(_Model):
+    """An input or output of a plan; -1 is the number of patches."""
+
+    name: str
+    direction: Literal["in", "out"]
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class PlanLayer(_Model):
+    """A layer of a plan, most often one kernel made of several of the graph's nodes."""
+
+    name: str
+    kind: str
+    dtypes: tuple[str, ...]
+
+
+class Inspection(_Model):
+    """What is in a plan, as its builder sees it; loading the plan, which may take a GPU, is not needed for it.
+
+    Attributes:
+        tensors: inputs and outputs.
+        patches: smallest, best and largest number of patches at once; None: it was made for no number in particular.
+        layers: the plan's layers as far as the builder tells; empty where TensorRT's log words them differently.
+    """
+
+    tensors: tuple[PlanTensor, ...]
+    patches: tuple[int, int, int] | None = None
+    layers: tuple[PlanLayer, ...]
 
 
 class Verdict(_Model):
@@ -128,6 +165,11 @@ class Broken:
     reason: str
 
 
+def open_cache(settings: EngineSettings) -> "PlanCache":
+    """The cache that the settings name."""
+    return PlanCache(settings.cache or default_folder())
+
+
 def default_folder() -> Path:
     """Where plans are unless engine.cache says otherwise: systemd's CacheDirectory=, else the user's cache."""
     if given := os.environ.get("CACHE_DIRECTORY"):
@@ -160,6 +202,30 @@ class PlanCache:
             return None
         plan, manifest = self._read(path)
         return plan, Entry(manifest, path)
+
+    def obtain(
+        self,
+        wanted: Sequence[PlanFacts],
+        build: Callable[[], tuple[bytes, PlanManifest]],
+        on_progress: OnProgress,
+        *,
+        rebuild: bool = False,
+    ) -> tuple[bytes, Entry]:
+        """The first of the plans that may be loaded, or else a new one, which then is in the cache.
+
+        Args:
+            wanted: what would do, the best first.
+            build: makes a plan; called by one process at a time.
+            on_progress: told of waiting for another process.
+            rebuild: build even if there is one.
+        """
+        if not rebuild and (found := self._find(wanted, tell=False)) is not None:
+            return found
+        with self.locked(lambda: on_progress("waiting for another process that builds", 0.0)):
+            if not rebuild and (found := self._find(wanted, tell=True)) is not None:
+                return found
+            plan, manifest = build()
+            return plan, self.store(plan, manifest)
 
     def store(self, plan: bytes, manifest: PlanManifest) -> Entry:
         """Write a plan and its manifest, replacing what is there; a reader never meets half of one."""
@@ -227,6 +293,19 @@ class PlanCache:
                 if time.time() - part.stat().st_mtime > _LEFT_BEHIND:
                     part.unlink(missing_ok=True)
             yield
+
+    def _find(self, wanted: Sequence[PlanFacts], *, tell: bool) -> tuple[bytes, Entry] | None:
+        """The first that may be loaded; with ``tell``, why others may not goes into the log."""
+        for facts in wanted:
+            try:
+                found = self.load(facts)
+            except PlanError as error:
+                if tell:
+                    log.warning("a plan in the cache is not loaded", reason=str(error))
+                continue
+            if found is not None:
+                return found
+        return None
 
     def _plan(self, key: str) -> Path:
         return self.folder / f"{key}.plan"

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from engines.bundle import pack_calibration, write_bundle
 from engines.engine import EngineInfo, PatchScores
-from engines.tensorrt.gate import judge_plan, rank_correlation
+from engines.gate import judge_plan, rank_correlation
 from tests.support.bundles import make_bundle, make_description, make_selftest, toy_scorer, toy_scores
 
 PATCH = 16
