@@ -34,7 +34,11 @@ def write_wheel(folder: Path, version: str, *, requires: tuple[str, ...] = (), b
     metadata = [f"Metadata-Version: 2.1\nName: cbigan-station\nVersion: {version}"]
     metadata += [f"Requires-Dist: {requirement}" for requirement in (*project["dependencies"], *requires)]
     with zipfile.ZipFile(folder / f"{base}-py3-none-any.whl", "w") as wheel:
-        for path in sorted(path for package in ("station", "engines") for path in (REPOSITORY / package).rglob("*.py")):
+        for path in sorted(path for package in ("station", "engines") for path in (REPOSITORY / package).rglob("*")):
+            if path.suffix != ".py":
+                if path.is_file() and path.suffix != ".pyc":
+                    wheel.write(path, str(path.relative_to(REPOSITORY)))
+                continue
             text = path.read_text()
             if path == REPOSITORY / "station/__init__.py":
                 text = re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', text)
