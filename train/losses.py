@@ -11,6 +11,11 @@ from torch.nn import functional
 from train.networks import Critic, Encoder, Generator, Locator
 
 
+def full(t: Tensor) -> Tensor:
+    """At least float32: under Fabric's bf16-mixed even a player's inputs come in bfloat16."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
 def l1(a: Tensor, b: Tensor) -> Tensor:
     """‖a - b‖₁ per sample: (N, ...) -> (N,)."""
     return (a - b).abs().flatten(1).sum(1)
@@ -110,9 +115,7 @@ def gradient_penalty(critic: Critic, x: Tensor, encoded: Tensor, generated: Tens
     float32 whatever autocast says: its double backward underflows in half precision.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, encoded, generated, z = (
-            t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, encoded, generated, z)
-        )
+        x, encoded, generated, z = (full(t) for t in (x, encoded, generated, z))
         eps_image = eps.view(-1, 1, 1, 1)
         x_hat = (eps_image * x + (1 - eps_image) * generated).requires_grad_()
         z_hat = (eps * z + (1 - eps) * encoded).requires_grad_()

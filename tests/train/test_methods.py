@@ -54,11 +54,11 @@ def make_images(folder: Path, n: int = 4) -> None:
         assert cv2.imwrite(str(folder / f"{i}.png"), image.clip(0, 255).astype(np.uint8))
 
 
-def make_trainer(folder: Path, method: str, **settings: Any) -> Trainer:
+def make_trainer(folder: Path, method: str, precision: Any = "32-true", **settings: Any) -> Trainer:
     config = new_config({"method": method, **TINY, **settings})
     *_, images = load_training_images(find_training_images(folder), config)
     assert isinstance(images, TrainingImages)
-    return Trainer(config, images, Fabric(accelerator="cpu", devices=1))
+    return Trainer(config, images, Fabric(accelerator="cpu", devices=1, precision=precision))
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -293,6 +293,21 @@ def test_steps_can_be_recorded(name: str) -> None:
         d_player(x, encoded, generated, z, eps, 10.0)["total"].backward()
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHost():
         x.sum().item()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_losses_in_bf16_are_those_of_float32(name: str, data: Path) -> None:
+    found = []
+    for precision in ("32-true", "bf16-mixed"):
+        trainer = make_trainer(data, name, precision, d_iter=0)
+        found.append([trainer.advance(phase_at(trainer.config, fraction)) for fraction in (0.0, 0.9)])
+
+    for exact, rounded in zip(*found, strict=True):
+        assert exact.keys() == rounded.keys()
+        for loss, value in exact.items():
+            assert rounded[loss].item() == pytest.approx(value.item(), rel=0.05, abs=0.02), loss
+    if name == "ae-ssim":  # bfloat16 has eight bits, which would leave nothing of small variances
+        assert found[1][1]["dissimilarity"].item() == pytest.approx(found[0][1]["dissimilarity"].item(), rel=5e-3)
 
 
 # From training to the bundle.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.losses import full
 from train.methods.ae_l2 import SquaredErrorPlayer
 from train.methods.method import Method
 from train.networks import Critic, Encoder, Generator
@@ -85,7 +86,7 @@ class SsimPlayer(SquaredErrorPlayer):
         reconstruction = self.generator(self.encoder(x))
         # Half precision would leave nothing of small variances.
         with torch.autocast(x.device.type, enabled=False):
-            dissimilarity = self.dissimilarity(x, reconstruction.to(x.dtype)).mean()
+            dissimilarity = self.dissimilarity(full(x), full(reconstruction)).mean()
         # Summed as CBiGAN's losses are: a mean's gradients are no larger than Adam's epsilon, and nothing is learned.
         return {"total": dissimilarity * x[0].numel(), "dissimilarity": dissimilarity}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.losses import full
 from train.methods.image_critic import ImageCritic
 from train.methods.method import Method
 from train.networks import Critic, Encoder, Generator
@@ -68,8 +69,8 @@ class ImageCriticPlayer(nn.Module):
 def image_gradient_penalty(critic: Critic, x: Tensor, generated: Tensor, eps: Tensor) -> Tensor:
     """(‖∇D‖ - 1)² between x and G(z); in full precision, as :func:`train.losses.gradient_penalty`."""
     with torch.autocast(x.device.type, enabled=False):
-        eps = eps.view(-1, 1, 1, 1)
-        x_hat = (eps * x + (1 - eps) * generated.to(x.dtype)).requires_grad_()
+        eps = full(eps).view(-1, 1, 1, 1)
+        x_hat = (eps * full(x) + (1 - eps) * full(generated)).requires_grad_()
         (dx,) = torch.autograd.grad(critic(x_hat, None).sum(), x_hat, create_graph=True)
         return (dx.flatten(1).square().sum(1).sqrt() - 1).square().mean()
 
