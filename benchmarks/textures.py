@@ -4,7 +4,6 @@ Training frames come from the upper part of a photograph and test frames from th
 are one photograph. Defects are the demo's five kinds; nothing about models or scores was chosen on these pictures.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from engines.defects import KINDS, make_defect
 from engines.engine import UInt8Array
+from station.demo.textures import photograph
 
 MATERIALS = ("grass", "gravel")
 SIDE = 192  # of the frames, pixels
@@ -26,7 +26,7 @@ def write_material(name: str, out: Path) -> Path:
     """Write one of ``MATERIALS`` to ``out``/``name``, unless it is there; the folder.
 
     Raises:
-        FileNotFoundError: scikit-image is not installed.
+        DemoError: scikit-image is not installed, or its installation lacks the picture.
     """
     folder = out / name
     if not (folder / "complete").is_file():
@@ -40,8 +40,8 @@ def write_material(name: str, out: Path) -> Path:
 
 def _pictures(name: str) -> Iterator[tuple[str, UInt8Array]]:
     rng = np.random.default_rng(MATERIALS.index(name))
-    photograph = _photograph(name)
-    upper, lower = photograph[:TRAINING_ROWS], photograph[TRAINING_ROWS:]
+    whole = photograph(name).astype(np.float32)
+    upper, lower = whole[:TRAINING_ROWS], whole[TRAINING_ROWS:]
     for i in range(N_TRAIN):
         yield f"train/good/{i:03}.png", _seen(_crop(upper, rng), rng)
     for i in range(N_GOOD):
@@ -59,16 +59,6 @@ def _pictures(name: str) -> Iterator[tuple[str, UInt8Array]]:
             mask[area] = defect.mask * np.uint8(255)
             yield f"test/{kind}/{i:03}.png", _seen(surface, rng)
             yield f"ground_truth/{kind}/{i:03}_mask.png", mask
-
-
-def _photograph(name: str) -> NDArray[np.float32]:
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("scikit-image is not installed: pip install 'cbigan-station[demo]'")
-    image = cv2.imread(str(Path(spec.origin).parent / "data" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
-    if image is None or image.shape != (512, 512):
-        raise FileNotFoundError(f"scikit-image has no picture {name}.png of 512 x 512 pixels")
-    return image.astype(np.float32)
 
 
 def _crop(part: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:

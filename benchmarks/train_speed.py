@@ -28,10 +28,11 @@ from train.fit import Phase, Trainer, phase_at
 from train.losses import CriticPlayer, GeneratorEncoderPlayer, LocatorPlayer
 from train.networks import Critic, Encoder, Generator, Locator
 from train.planting import plant, relight
+from train.precision import has_bf16
 
 WARM_UP = 12  # steps: kernels are chosen, recordings made
 
-Step = Callable[[Phase], None]
+Step = Callable[[Phase], object]
 
 
 def images() -> TrainingImages:
@@ -82,7 +83,7 @@ def ways(config: FitConfig, precisions: list[str]) -> dict[str, Step]:
         for record in (False, True) if fabric.device.type == "cuda" else (False,):
             trainer = Trainer(config, images(), fabric, record=record)
             name = f"this loop, {precision}{', recorded' if record else ''}"
-            found[name] = lambda phase, trainer=trainer: trainer.advance(phase) and None
+            found[name] = trainer.advance
             if "plain loop" not in found:
                 found["plain loop"] = plain_step(config, trainer)
     return found
@@ -132,8 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cuda = torch.cuda.is_available()
-    bf16 = cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - see train.precision
-    precisions = ["32-true", *["bf16-mixed"] * bf16]
+    precisions = ["32-true", *["bf16-mixed"] * has_bf16()]
     rows = []
     for width in options.width:
         config = FitConfig(width=width, batch_size=options.batch_size, steps=1000)

@@ -35,12 +35,11 @@ class Replayed:
             self._calls += 1
             return self._run_eagerly(inputs)
         if self._graph is None:
-            self._record(inputs)
+            self._graph = self._record(inputs)
         for held, given in zip(self._inputs, inputs, strict=True):
             if held is not None and given is not None:
                 held.copy_(given)
-        if self._graph is not None:
-            self._graph.replay()
+        self._graph.replay()
         return self._outputs
 
     def _run_eagerly(self, inputs: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
@@ -52,9 +51,9 @@ class Replayed:
         caller.wait_stream(self._stream)
         return outputs
 
-    def _record(self, inputs: tuple[Tensor | None, ...]) -> None:
+    def _record(self, inputs: tuple[Tensor | None, ...]) -> torch.cuda.CUDAGraph:
         self._inputs = [None if given is None else given.clone() for given in inputs]
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
             self._outputs = self._function(*self._inputs)
-        self._graph = graph
+        return graph

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,3 +136,8 @@ def held_out(n: int, config: FitConfig) -> frozenset[int]:
 def is_grey(image: UInt8Array) -> bool:
     """Whether all three channels of (H, W, 3) are equal."""
     return bool(np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 1], image[..., 2]))
+
+
+def spread(paths: Sequence[Path], n: int) -> list[Path]:
+    """At most ``n`` of ``paths``, evenly spread."""
+    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, n).astype(int))] if paths else []

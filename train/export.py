@@ -30,6 +30,7 @@ from engines.ort import OnnxRuntimeEngine
 from engines.tiling import Tiler
 from train import evaluation_page, methods, model_card
 from train.checkpoint import Trained, load_trained
+from train.data import spread
 from train.errors import DataError
 from train.evaluate import Evaluation, FrameScorer, evaluate
 from train.graph import export_graph, open_reconstructor
@@ -78,14 +79,11 @@ def export_run(
     trained = load_trained(run)
     preprocessing = trained.config.preprocessing(trained.colour)
     description = describe(trained, preprocessing, name)
-    scorer = methods.load(trained.config.method).scorer(
-        trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator
-    )
     images = [path for path in trained.images if path.is_file()]
     unseen = [path for path in trained.held_out if path.is_file()]
     if trained.locator is not None:
         on_stage("measuring good material")
-        scorer.scales = fit_scales(trained, trained.locator, unseen or images, preprocessing)
+    scorer = make_scorer(trained, unseen or images, preprocessing)
 
     on_stage("writing the graph")
     graph = export_graph(scorer, preprocessing.patch_size)
@@ -100,12 +98,12 @@ def export_run(
             frames = FrameScorer(draft.manifest, engine)
             if trained.locator is not None and unseen:
                 on_stage("measuring good material by place")
-                maps = (frames.score(path).heat for path in _spread(unseen, STANDARD_IMAGES))
+                maps = (frames.score(path).heat for path in spread(unseen, STANDARD_IMAGES))
                 description = description.model_copy(update={"standards": fit_standards(maps)})
                 draft = write_bundle(draft.path, description, graph, selftest, "draft", lower)
                 frames = FrameScorer(draft.manifest, engine)
             on_stage("scoring good images")
-            scores = [frames.score(path).score for path in _spread(unseen or images, SCORED_IMAGES)]
+            scores = [frames.score(path).score for path in spread(unseen or images, SCORED_IMAGES)]
             pictures = _pictures(trained, images, frames, graph)
             evaluation: Evaluation | None = None
             if labelled:
@@ -207,6 +205,20 @@ def make_selftest(scorer: Scorer, images: list[Path], preprocessing: Preprocessi
     return SelfTest(patches, ExpectedScores(*(output.numpy() for output in expected)))
 
 
+def make_scorer(trained: Trained, images: list[Path], preprocessing: Preprocessing) -> Scorer:
+    """The scorer of a run; with a locator its map has the scales of good ``images``.
+
+    Raises:
+        DataError: the map needs images, and there are none any more.
+    """
+    scorer = methods.load(trained.config.method).scorer(
+        trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator
+    )
+    if trained.locator is not None:
+        scorer.scales = fit_scales(trained, trained.locator, images, preprocessing)
+    return scorer
+
+
 @torch.no_grad()
 def fit_scales(trained: Trained, locator: Locator, images: list[Path], preprocessing: Preprocessing) -> MapScales:
     """Medians and 99.9th percentiles of residual and of the locator's log-odds over patches of good images.
@@ -257,7 +269,7 @@ def selftest_patches(images: list[Path], preprocessing: Preprocessing) -> UInt8A
 def draw_patches(images: list[Path], preprocessing: Preprocessing, n: int, rng: np.random.Generator) -> UInt8Array:
     """Patches of evenly spread images, uint8 (M, P, P, 3): M is ``n``, or less where the images have no more."""
     tiler = Tiler(preprocessing)
-    chosen = _spread(images, n)
+    chosen = spread(images, n)
     drawn = []
     for i, path in enumerate(chosen):
         patches = tiler.patches(tiler.prepare(read_image(path)))
@@ -272,11 +284,6 @@ def _pictures(trained: Trained, images: list[Path], frames: FrameScorer, graph: 
     if trained.history:
         pictures[model_card.CURVES_FILE] = model_card.draw_curves(trained.history)
     if images:
-        cases = [Case("training image", LabelledImage(path, None, None)) for path in _spread(images, EXAMPLE_IMAGES)]
+        cases = [Case("training image", LabelledImage(path, None, None)) for path in spread(images, EXAMPLE_IMAGES)]
         pictures[model_card.EXAMPLES_FILE] = draw_sheet(show(cases, frames, open_reconstructor(graph)))
     return pictures
-
-
-def _spread(paths: list[Path], n: int) -> list[Path]:
-    """At most ``n`` of ``paths``, evenly spread."""
-    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, n).astype(int))] if paths else []

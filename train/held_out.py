@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,12 +9,11 @@ import torch
 from engines.engine import Engine, EngineInfo, Float32Array, PatchScores, UInt8Array
 from engines.images import read_image
 from engines.tiling import Tiler
-from train import methods
 from train.checkpoint import Trained
 from train.config import FitConfig
-from train.data import TrainingImages
+from train.data import TrainingImages, spread
 from train.evaluate import FrameScorer
-from train.export import describe, fit_scales
+from train.export import describe, make_scorer
 from train.standards import fit_standards
 from train.torch_engine import TorchEngine
 from train.validation import Validation, validate
@@ -36,7 +34,7 @@ class Validator:
         """Read the held-out images."""
         preprocessing = base.preprocessing(images.colour)
         tiler = Tiler(preprocessing)
-        self._fitted_paths, judged_paths = (_spread(images.held_out[first::2], FRAMES) for first in (0, 1))
+        self._fitted_paths, judged_paths = (spread(images.held_out[first::2], FRAMES) for first in (0, 1))
         # As the model sees them, so that planted defects have the size of those that it is trained on; BGR, as frames.
         self._fitted, self._judged = (
             [tiler.prepare(read_image(path))[:, :, ::-1].copy() for path in paths]
@@ -56,11 +54,7 @@ class Validator:
         Raises:
             DataError: a score is not finite.
         """
-        scorer = methods.load(trained.config.method).scorer(
-            trained.encoder, trained.generator, trained.critic, trained.config.feature_layer, trained.locator
-        )
-        if trained.locator is not None:
-            scorer.scales = fit_scales(trained, trained.locator, self._fitted_paths, self._preprocessing)
+        scorer = make_scorer(trained, self._fitted_paths, self._preprocessing)
         engine = _Remembering(TorchEngine(scorer, device))
         description = describe(trained, self._prepared, "trial")
         frames = FrameScorer(description, engine)
@@ -125,8 +119,3 @@ def _join(parts: Sequence[PatchScores]) -> PatchScores:
         np.concatenate([part.residual for part in parts]),
         np.concatenate(maps) if maps else None,
     )
-
-
-def _spread(paths: Sequence[Path], n: int) -> list[Path]:
-    """At most ``n`` of ``paths``, evenly spread."""
-    return [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, n).astype(int))]

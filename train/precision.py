@@ -20,13 +20,20 @@ def choose_precision(asked: Literal["auto"] | Precision, config: FitConfig) -> P
     """
     if asked != "auto":
         return asked
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    # torch has no public name for this; its own inductor asks the same way.
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+    if not has_bf16():
         return "32-true"
+    if torch.cuda.is_available():
+        return "bf16-mixed"
     candidates: tuple[Precision, ...] = ("32-true", "bf16-mixed")
     return min(candidates, key=lambda precision: _seconds(precision, config))
+
+
+def has_bf16() -> bool:
+    """Whether the GPU, or where there is none the CPU, computes in bf16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public name for this; its own inductor asks the same way.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
 
 
 def _seconds(precision: Precision, config: FitConfig, steps: int = 4) -> float:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from engines.images import read_image
 from engines.tiling import Tiler
 from train import methods
@@ -12,8 +10,7 @@ from train.config import FitConfig
 from train.fit import Trainer
 from train.labelled import find_labelled_images
 from train.metrics import image_metrics
-
-CHUNK = 256  # patches scored at once
+from train.torch_engine import TorchEngine
 
 
 class TestSelection:
@@ -34,16 +31,11 @@ class TestSelection:
         self._patches = [tiler.patches(tiler.prepare(read_image(image.path))) for image in images]
         self._config = config
 
-    @torch.no_grad()
     def __call__(self, trainer: Trainer) -> float:
         """Image auROC with frame score = max over patches (paper, V.B)."""
         scorer = methods.load(self._config.method).scorer(*trainer.averaged, trainer.critic, self._config.feature_layer)
-        lambda_ = self._config.lambda_
+        engine = TorchEngine(scorer, trainer.fabric.device)
         scores: dict[bool, list[float]] = {False: [], True: []}
         for patches, anomalous in zip(self._patches, self._anomalous, strict=True):
-            best = float("-inf")
-            for chunk in torch.split(torch.from_numpy(patches), CHUNK):
-                l_r, l_fd, *_ = scorer(chunk.to(trainer.fabric.device))
-                best = max(best, float(((1 - lambda_) * l_r + lambda_ * l_fd).max()))
-            scores[anomalous].append(best)
+            scores[anomalous].append(float(engine.score(patches).anomaly_score(self._config.lambda_).max()))
         return image_metrics(scores[False], scores[True]).auroc

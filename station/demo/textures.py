@@ -45,8 +45,8 @@ class DemoError(Exception):
     """The demo cannot run here; the message says what is missing and how to get it."""
 
 
-def photograph() -> UInt8Array:
-    """The brick photograph, uint8 (512, 512), grey; read from scikit-image's installed files, never downloaded.
+def photograph(name: str = "brick") -> UInt8Array:
+    """A photograph of a texture, uint8 (512, 512), grey; read from scikit-image's installed files, never downloaded.
 
     Raises:
         DemoError: scikit-image is not installed, or its installation lacks the picture.
@@ -56,7 +56,7 @@ def photograph() -> UInt8Array:
         raise DemoError(
             "the demo's texture comes with scikit-image, which is not installed: pip install 'cbigan-station[demo]'"
         )
-    path = Path(spec.origin).parent / "data" / "brick.png"
+    path = Path(spec.origin).parent / "data" / f"{name}.png"
     image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
     if image is None or image.shape != (512, 512):
         raise DemoError(

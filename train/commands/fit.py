@@ -3,10 +3,12 @@
 # ruff: noqa: PLC0415 - torch takes seconds to load, for which neither --help nor Tab shall wait
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+import typer.main
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -346,6 +348,23 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         f"[green]done[/]: {trainer.step:,} steps in {trainer.seconds / 60:.1f} minutes. Next:\n"
         f"  station-train export --run {out} --out bundles/{out.name}"
     )
+
+
+def parse_arguments(arguments: Sequence[str], place: str) -> dict[str, Any]:
+    """What ``fit`` makes of its options, by its parameters, without running it.
+
+    Args:
+        arguments: its options, but for --data and --out.
+        place: stands in for those two.
+
+    Raises:
+        typer.BadParameter: one has a value that it cannot have; likewise other usage errors.
+    """
+    alone = typer.Typer(add_completion=False)
+    alone.command()(fit)
+    words = ["--data", place, "--out", place, *arguments]
+    with typer.main.get_command(alone).make_context("station-train fit", words) as context:
+        return dict(context.params)
 
 
 def new_config(given: dict[str, Any]) -> FitConfig:

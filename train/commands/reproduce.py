@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from typer.main import get_command
 
 from engines.errors import EngineError, ImageError
 from engines.files import write_whole
-from train.commands.fit import DEFAULT_MINUTES, EXIT_INTERRUPTED, fit
+from train.commands.fit import DEFAULT_MINUTES, EXIT_INTERRUPTED, parse_arguments
 from train.errors import DataError
 from train.paper_tables import CATEGORIES, MEANS, TABLES, PublishedTable
 from train.reproduce import (
@@ -150,16 +149,14 @@ def parse_fit_options(options: Sequence[str]) -> dict[str, Any]:
     Raises:
         typer.BadParameter: one is ours to give, or has a value that it cannot have; likewise other usage errors.
     """
-    app = typer.Typer()
-    app.command()(fit)
     place = "given by reproduce"
-    context = get_command(app).make_context("station-train fit", ["--data", place, "--out", place, *options])
+    parsed = parse_arguments(options, place)
     instead = {"data": "give --mvtec", "out": "give --out before the dashes", "seed": "give --seeds"}
     instead["category"] = "every category of MVTec AD has its own"
     for name, words in instead.items():
-        if context.params[name] not in {None, Path(place)}:
+        if parsed[name] not in {None, Path(place)}:
             raise typer.BadParameter(f"--{name} is not for fit here; {words}", param_hint="-- FIT OPTIONS")
-    return context.params
+    return parsed
 
 
 def _categories(only: str) -> list[str]:

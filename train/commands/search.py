@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.main
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -208,10 +207,7 @@ def _parse(arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         typer.BadParameter: one is wrong, or has no place in a search.
     """
-    only_fit = typer.Typer(add_completion=False)
-    only_fit.command()(fit.fit)
-    with typer.main.get_command(only_fit).make_context("fit", ["--data", ".", "--out", ".", *arguments]) as context:
-        parsed = dict(context.params)
+    parsed = fit.parse_arguments(arguments, ".")
     for name, neutral in _OF_A_RUN.items():
         if parsed.pop(name) != neutral and name not in {"data", "out"}:
             way_out = "give it before --" if name in {"steps", "minutes", "threads"} else "a search has no use for it"
