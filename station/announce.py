@@ -23,20 +23,18 @@ from station.settings import Settings
 from station.verdict import Verdict
 
 
-def score_message(frame: Frame, inspection: Inspection, threshold: float, started: float) -> Score:
+def score_message(frame: Frame, inspection: Inspection, threshold: float) -> Score:
     """The score of one frame.
 
     Args:
         frame: the frame.
         inspection: what inspecting it gave.
         threshold: that it is judged by.
-        started: ``time.monotonic()`` when its inspection began.
     """
-    milliseconds = {
-        "wait": 1e3 * (started - frame.monotonic),
-        **inspection.ms,
-        "total": 1e3 * (time.monotonic() - frame.monotonic),
-    }
+    total = 1e3 * (time.monotonic() - frame.monotonic)
+    # What is left of the time since capture, most of it hand-overs between threads; so that the stages add up.
+    wait = max(0.0, total - sum(inspection.ms.values()))
+    milliseconds = {"wait": wait, **inspection.ms, "total": total}
     return Score(
         frame=frame.seq,
         captured_at=frame.captured_at,

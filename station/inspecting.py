@@ -1,33 +1,33 @@
-"""The inspect thread: frames from the camera in, scores and alerts out to the publisher."""
+"""The inspect threads: frames from the camera in, scores and alerts out to the publisher.
+
+While the engine scores a frame, the next one is looked at and prepared, and the one before is judged and published:
+docs/decisions/0068-pipeline.md.
+"""
 
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-
-import structlog
 
 from engines.bundle import Bundle
 from engines.engine import EngineInfo
 from engines.judging import Judging
 from engines.opening import open_engine
-from engines.pictures import encode_jpeg, encode_png
-from station.announce import alert_message, score_message
+from station.alert_writer import AlertWriter
+from station.announce import score_message
 from station.camera import CameraError, Capture, EndOfStream
 from station.frames import Frame, Inspection
 from station.health.camera import CameraWatch
 from station.health.drift import DriftWatch
 from station.health.metrics import MetricsServer
 from station.health.vitals import StageWindow
-from station.heatmap import draw
-from station.inspection import Inspector
-from station.judge import AlertEvent, AlertTracker
+from station.inspection import Inspector, Prepared, Scored
+from station.judge import AlertTracker
 from station.publisher import Publisher
 from station.recent import RecentFrames
 from station.settings import Settings
 from station.verdict import Verdict, make_tiler
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,25 @@ class Surroundings:
     metrics: MetricsServer
 
 
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """A frame that was looked at.
+
+    Attributes:
+        prepared: for the engine; None: the frame is not to be inspected.
+        seconds: that it took.
+    """
+
+    frame: Frame
+    prepared: Prepared | None
+    seconds: float
+
+
 class InspectThread:
     """Opens the engine and alone uses it: some back ends tie a device context to a thread.
+
+    Two more threads work for it: ``look`` takes the next frame, checks the camera by it and prepares it; ``conclude``
+    judges what was scored and publishes it. Each has one frame at a time, and their order is kept.
 
     Other threads may read the attributes, and set ``verdict`` and ``paused``.
 
@@ -64,10 +81,9 @@ class InspectThread:
         engine: what the engine runs on; None until it is open.
         frames: frames inspected.
         anomalous: frames of these that scored above the threshold.
-        alerts: alerts opened.
         last: the newest frame, and what inspecting it gave: None for one that was not inspected.
         building: what is done of a plan, in words; None: nothing is being built.
-        steps: signs of life: frames taken and steps of a build.
+        steps: signs of life: frames done with and steps of a build.
         failure: why the thread has ended before the source.
     """
 
@@ -87,7 +103,7 @@ class InspectThread:
             bundle: to open.
             verdict: that the first frame is judged by.
             surroundings: the parts around.
-            on_first: called in the thread before the first score is published.
+            on_first: called before the first score is published, not in the caller's thread.
             on_end: called in the thread when the source is over or something failed, but not after ``stop``.
         """
         self._settings = settings
@@ -98,23 +114,31 @@ class InspectThread:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inspect", daemon=True)
         self._tracker = AlertTracker(settings.alerts, verdict.threshold, verdict.median_good)
+        self._alerts = AlertWriter(settings.alerts, surroundings.publisher, settings.topic_prefix)
+        self._idle = threading.Event()  # the engine has no frame
+        self._look_from = 0.0  # time.monotonic() from which on the next frame is ready when the engine is
+        self._infer_seconds = 0.0  # that the engine took for the last frame
         self.verdict = verdict
         self.paused = False
         self.engine: EngineInfo | None = None
         self.frames = 0
         self.anomalous = 0
-        self.alerts = 0
         self.last: tuple[Frame, Inspection | None] | None = None
         self.building: str | None = None
         self.steps = 0
         self.failure: Exception | None = None
+
+    @property
+    def alerts(self) -> int:
+        """Alerts opened."""
+        return self._alerts.opened
 
     def start(self) -> None:
         """Open the engine and begin, in the background."""
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
-        """Finish the frame under way, close what is open; waits at most ``timeout`` seconds."""
+        """Finish the frames under way, close what is open; waits at most ``timeout`` seconds."""
         self._stopping.set()
         self._thread.join(timeout)
 
@@ -126,10 +150,8 @@ class InspectThread:
                 self.engine = engine.info
                 tiler = make_tiler(self._settings, self._bundle)
                 inspector = Inspector(engine, tiler, Judging.of(self._bundle.manifest), self._settings.judge)
-                try:
-                    self._take_all(inspector)
-                finally:
-                    self._close_alerts()
+                with self._alerts:
+                    self._inspect_all(inspector)
             finally:
                 engine.close()
         except _BuildStoppedError:
@@ -145,38 +167,76 @@ class InspectThread:
         self.building = f"preparing the engine, {share:.0%} done ({doing})"
         self.steps += 1
 
-    def _take_all(self, inspector: Inspector) -> None:
-        while not self._stopping.is_set():
+    def _inspect_all(self, inspector: Inspector) -> None:
+        """Look at frame n + 1 and conclude frame n - 1 while the engine scores frame n."""
+        before: Future[None] | None = None
+        with ThreadPoolExecutor(1, "look") as look, ThreadPoolExecutor(1, "conclude") as conclude:
             try:
-                frame = self._around.capture.get(timeout=1.0)
+                coming = look.submit(self._look, inspector)
+                while not self._stopping.is_set():
+                    looked = coming.result()
+                    if looked is not None and looked.prepared is not None:
+                        self._look_from = time.monotonic() + self._infer_seconds - looked.seconds
+                        self._idle.clear()
+                    coming = look.submit(self._look, inspector)
+                    if looked is None:
+                        continue
+                    scored = inspector.infer(looked.prepared) if looked.prepared is not None else None
+                    self._idle.set()
+                    if scored is not None:
+                        self._infer_seconds = scored.ms["infer"] / 1e3
+                    if before is not None:
+                        before.result()
+                    before = conclude.submit(self._conclude, looked.frame, scored, inspector)
             except EndOfStream:
-                return
-            if frame is None:
-                continue
-            if self._around.camera.check(frame) is None and not self.paused:
-                self._inspect(frame, inspector)
-            else:
-                self._close_alerts()  # a defect cannot be followed through what nobody has looked at
-                self.last = (frame, None)
-            self.steps += 1
+                pass
+            finally:
+                self._idle.set()
+                try:
+                    if before is not None:
+                        before.result()
+                finally:
+                    self._close_alerts()
 
-    def _inspect(self, frame: Frame, inspector: Inspector) -> None:
+    # --- each in the thread of its name ---
+
+    def _look(self, inspector: Inspector) -> _Looked | None:
+        """The next frame, prepared; None if none came for a second."""
+        capture = self._around.capture
+        if capture.policy == "latest":
+            # Taken any sooner, a frame would grow old before the engine is free, while newer ones are thrown away.
+            self._idle.wait(max(0.0, self._look_from - time.monotonic()))
+        frame = capture.get(timeout=1.0)
+        if frame is None:
+            return None
         started = time.monotonic()
-        try:
-            inspection = inspector.inspect(frame.image)
-        except ValueError as error:  # frame or region of interest and model do not go together
-            raise CameraError(f"frame {frame.seq} {frame.name}: {error}") from error
+        prepared = None
+        if self._around.camera.check(frame) is None and not self.paused:
+            try:
+                prepared = inspector.prepare(frame.image)
+            except ValueError as error:  # frame or region of interest and model do not go together
+                raise CameraError(f"frame {frame.seq} {frame.name}: {error}") from error
+        return _Looked(frame, prepared, time.monotonic() - started)
+
+    def _conclude(self, frame: Frame, scored: Scored | None, inspector: Inspector) -> None:
+        if scored is None:
+            self._close_alerts()  # a defect cannot be followed through what nobody has looked at
+            self.last = (frame, None)
+        else:
+            self._publish(frame, inspector.judge(scored))
+        self.steps += 1
+
+    def _publish(self, frame: Frame, inspection: Inspection) -> None:
         self.last = (frame, inspection)
         if self.frames == 0:
             self._on_first()
         threshold = self.verdict.threshold
         self._tracker.threshold = threshold
         events = self._tracker.update(frame, inspection)
-        message = score_message(frame, inspection, threshold, started)
+        message = score_message(frame, inspection, threshold)
         around = self._around
         around.publisher.publish(message)
-        for event in events:
-            self._publish(event)
+        self._alerts.write(events)
         around.stages.add(message.latency_ms)
         around.metrics.observe(inspection.score, threshold, message.latency_ms)
         around.drift.add(inspection.score)
@@ -185,21 +245,7 @@ class InspectThread:
         self.frames += 1
 
     def _close_alerts(self) -> None:
-        for event in self._tracker.flush():
-            self._publish(event)
-
-    def _publish(self, event: AlertEvent) -> None:
-        alerts, jpeg = self._settings.alerts, None
-        if event.new_peak:
-            peak = event.peak
-            picture = draw(peak.frame.image, peak.inspection, event.threshold, peak.boxes)
-            jpeg = encode_jpeg(picture, alerts.image_max_side, alerts.image_quality)
-        with_frame = alerts.frame and event.event == "close"
-        png = encode_png(event.peak.frame.image) if with_frame else None
-        self.alerts += event.event == "open"
-        message = alert_message(event, self._settings.topic_prefix, with_frame=with_frame)
-        self._around.publisher.publish_alert(message, jpeg, png)
-        log.info("alert", change=event.event, id=event.id, peak_score=event.peak.score, last_frame=event.last_frame)
+        self._alerts.write(self._tracker.flush())
 
 
 class _BuildStoppedError(Exception):

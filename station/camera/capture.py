@@ -97,6 +97,11 @@ class Capture:
         self._starved_since: float | None = None  # since when the camera owes a frame
 
     @property
+    def policy(self) -> Literal["latest", "every"]:
+        """What becomes of frames that nobody has taken when another one comes."""
+        return self._policy
+
+    @property
     def stats(self) -> CaptureStats:
         """A snapshot."""
         with self._changed:

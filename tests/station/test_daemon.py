@@ -15,7 +15,7 @@ from engines.errors import BackendError
 from station import daemon, inspecting
 from station.calibration import CalibrationError
 from station.camera import CameraError
-from station.inspection import Inspector
+from station.inspection import Inspector, Prepared
 from station.settings import (
     CameraSettings,
     JudgeSettings,
@@ -88,14 +88,14 @@ def test_the_watchdog_is_fed_by_inspected_frames_and_not_by_a_timer(
     make: Callable[..., daemon.Daemon], settings: Settings, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging, released = threading.Event(), threading.Event()
-    inspect = Inspector.inspect
+    infer = Inspector.infer
 
-    def inspect_or_hang(self: Inspector, image: np.ndarray):
+    def infer_or_hang(self: Inspector, prepared: Prepared):
         if hanging.is_set():
             released.wait(30)
-        return inspect(self, image)
+        return infer(self, prepared)
 
-    monkeypatch.setattr(Inspector, "inspect", inspect_or_hang)
+    monkeypatch.setattr(Inspector, "infer", infer_or_hang)
     station = make(notifier=manager.notifier)
     thread = threading.Thread(target=station.run)
     thread.start()
@@ -193,10 +193,10 @@ def test_systemd_is_not_told_to_wait_for_a_build_that_hangs(
 def test_an_engine_that_fails_ends_the_run_with_its_error(
     make: Callable[..., daemon.Daemon], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Inspector, image: np.ndarray) -> None:
+    def fail(self: Inspector, prepared: Prepared) -> None:
         raise BackendError("out of memory")
 
-    monkeypatch.setattr(Inspector, "inspect", fail)
+    monkeypatch.setattr(Inspector, "infer", fail)
     with pytest.raises(BackendError, match="out of memory"):
         make().run()
 
