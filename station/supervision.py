@@ -64,6 +64,7 @@ class Supervision:
             self.state, self.reasons, self._next_reason = state, reasons, now + REASON_REFRESH
             self._publish(Status(state=state, reasons=reasons, session=self._session))
             if changed or other_codes:
+                self._next_line = 0.0  # systemd's line tells of it at once
                 level = logging.WARNING if state == "degraded" else logging.INFO
                 log.log(level, "status", state=state, reasons=reasons)
             return changed
