@@ -1,0 +1,116 @@
+"""What a benchmark says of the machine that it ran on, and how ways to do one thing are timed beside each other."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from engines.cpu import cpu_name
+
+PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
+GEMM_SIDE = 2048  # of the square matrices: three of them in float32 are 50 MB, larger than most caches
+
+Way = Callable[[], object]
+K = TypeVar("K")
+
+
+def describe(threads: list[int]) -> dict[str, Any]:
+    """CPU, versions, threads and load; goes into the JSON of every benchmark under ``machine``."""
+    found = {package.name: package.version for package in metadata.distributions() if package.name in PACKAGES}
+    return {
+        "cpu": cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 2),
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "platform": platform.platform(),
+        "versions": {"python": platform.python_version(), **dict(sorted(found.items()))},
+    }
+
+
+def caption(machine: dict[str, Any]) -> str:
+    """The same in two lines for people."""
+    threads = " and ".join(map(str, machine["threads"]))
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cpus']} CPUs for this process, threads: {threads}, "
+        f"load at the start {machine['load']:.1f}\n{versions}"
+    )
+
+
+def all_threads() -> int:
+    """As many as there are CPUs for this process."""
+    return len(os.sched_getaffinity(0))
+
+
+def gemm_peak(dtype: str, threads: int, repeats: int = 7) -> float:
+    """FLOP/s of torch's product of two square matrices of ``GEMM_SIDE``, the best of ``repeats``.
+
+    Args:
+        dtype: ``float32`` or ``bfloat16``.
+        threads: of torch; set back afterwards.
+        repeats: how often to try.
+    """
+    import torch  # noqa: PLC0415 - benchmarks of the station alone need none
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a = torch.randn(GEMM_SIDE, GEMM_SIDE).to(getattr(torch, dtype))
+        out = torch.mm(a, a)
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            torch.mm(a, a, out=out)
+            seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2 * GEMM_SIDE**3 / min(seconds)
+
+
+def in_turns(
+    ways: Mapping[K, Way], rounds: int, warm_up: int = 3, on_round: Callable[[], object] = lambda: None
+) -> dict[K, list[float]]:
+    """Milliseconds of every way, one from each round: whatever else the machine does falls on all of them alike.
+
+    Ctrl-C ends early with the whole rounds so far.
+    """
+    ms: dict[K, list[float]] = {name: [] for name in ways}
+    try:
+        for i in range(-warm_up, rounds):
+            spent = {}
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                spent[name] = 1e3 * (time.perf_counter() - start)
+            if i >= 0:
+                for name, value in spent.items():
+                    ms[name].append(value)
+            on_round()
+    except KeyboardInterrupt:
+        if not all(ms.values()):
+            raise
+    return ms
+
+
+def ratio(slower: list[float], faster: list[float]) -> float:
+    """How many times as long the first took: the median of the rounds' ratios."""
+    return round(statistics.median(a / b for a, b in zip(slower, faster, strict=True)), 3)
+
+
+def median(ms: list[float]) -> float:
+    """To microseconds."""
+    return round(statistics.median(ms), 3)
+
+
+def write(path: Path | None, result: dict[str, Any]) -> None:
+    """Write the JSON file of ``--json``, if one is wanted."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
