@@ -25,8 +25,8 @@ _VARINT, _LENGTH_DELIMITED, _FIXED_BYTES = 0, 2, {1: 8, 5: 4}  # wire types of p
 # What a scorer may compute: all that station-train exports (train/graph_rules.py). None of them runs graphs or
 # code of its own, and none makes much out of nothing but Resize, which has to.
 OPERATORS = frozenset({
-    "Abs", "Add", "AveragePool", "Cast", "Concat", "Conv", "DequantizeLinear", "Div", "Gemm", "LeakyRelu", "Mul",
-    "QuantizeLinear", "ReduceSum", "Reshape", "Resize", "Slice", "Sqrt", "Sub", "Tanh",
+    "Abs", "Add", "AveragePool", "Cast", "Concat", "Conv", "DepthToSpace", "DequantizeLinear", "Div", "Gemm",
+    "LeakyRelu", "Mul", "QuantizeLinear", "ReduceSum", "Reshape", "Resize", "Slice", "Sqrt", "Sub", "Tanh",
     "Transpose",
 })  # fmt: skip
 MAX_NODES = 10_000  # a scorer has some hundred

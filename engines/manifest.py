@@ -61,6 +61,9 @@ class Network(_Model):
         "feature_error and anomaly_map.",
     )
     width: int = Field(ge=1, le=256, description="Filters of the first block; blocks are width x (1,2,3,4,8,16).")
+    folded: bool = Field(
+        default=False, description="First and last stage at half the resolution (docs/decisions/0071); false: paper."
+    )
     latent_size: int = Field(ge=1, le=4096)
     feature_layer: str = Field(
         description="Layer of D that gives f_D of eq. 9; 'block0.conv1' is the authors' (REFERENCE: linear)."

@@ -17,6 +17,8 @@ class Architecture:
         category: ``texture`` (64 x 64 patches) or ``object`` (128 x 128 images).
         width: filters of the first block.
         latent_size: entries of z.
+        folded: the networks see pixels two by two: their first and last stage, at full resolution the dearest of all,
+            work at half of it (docs/decisions/0071). False is the paper's structure.
         bias: bias on every convolution and dense layer. The authors' code has them only on the last convolution
             of a block and on output layers (a slip in its history, REFERENCE item 2); False reproduces that.
     """
@@ -25,6 +27,7 @@ class Architecture:
     width: int = 16
     latent_size: int = 64
     bias: bool = True
+    folded: bool = False
 
     @property
     def image_size(self) -> int:

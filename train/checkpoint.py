@@ -14,7 +14,7 @@ from train.networks import Critic, Encoder, Generator, Locator
 
 CHECKPOINT_FILE = "checkpoint.pt"
 BEST_FILE = "best.pt"
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)

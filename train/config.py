@@ -43,6 +43,9 @@ class FitConfig(BaseModel):
     width: int = Field(default=8, ge=1, le=256)
     latent_size: int = Field(default=64, ge=1)
     bias: bool = True
+    folded: bool = Field(
+        default=True, description="First and last stage of the networks at half the resolution; false: as in the paper."
+    )
     locator: bool = Field(
         default=True, description="Train on planted defects, and judge frames by a locator's map instead of A(x)."
     )
@@ -99,7 +102,7 @@ class FitConfig(BaseModel):
     @property
     def architecture(self) -> Architecture:
         """Shape of E, G and D."""
-        return Architecture(self.category, self.width, self.latent_size, self.bias)
+        return Architecture(self.category, self.width, self.latent_size, self.bias, self.folded)
 
     @property
     def judged_by_map(self) -> bool:
@@ -126,6 +129,7 @@ def preset(name: str) -> dict[str, object]:
     """
     authors = {
         "bias": False,
+        "folded": False,
         "locator": False,
         "holdout": 0.0,
         "warm_start": 0.0,

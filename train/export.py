@@ -171,6 +171,7 @@ def describe(trained: Trained, preprocessing: Preprocessing, name: str) -> Descr
         network=Network(
             method=config.method,
             width=config.width,
+            folded=config.folded,
             latent_size=config.latent_size,
             feature_layer=config.feature_layer,
         ),

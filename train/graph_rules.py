@@ -58,6 +58,7 @@ RULES: Mapping[str, Rule] = {
     "Cast": Rule({"to": (TensorProto.FLOAT, TensorProto.FLOAT16)}, types=_FLOATS | {TensorProto.UINT8}),
     "Concat": Rule({"axis": _ANY}),
     "Conv": Rule({**_WINDOW, "dilations": _ANY, "group": (1,)}, constants=(2,), weights=1, rank=4),
+    "DepthToSpace": Rule({"blocksize": _ANY, "mode": ("CRD", "DCR")}, rank=4),
     "DequantizeLinear": Rule({"axis": (0,)}, constants=(1, 2), types=frozenset({TensorProto.INT8})),
     "Gemm": Rule(
         {"alpha": (1.0,), "beta": (1.0,), "transA": (0,), "transB": (0, 1)}, constants=(2,), weights=1, rank=2

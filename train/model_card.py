@@ -124,7 +124,7 @@ def _summary(description: Description) -> str:
         f"| exported | {description.created_at:%Y-%m-%d %H:%M} UTC |\n"
         f"| patches | {preprocessing.patch_size} × {preprocessing.patch_size}, every {preprocessing.stride} pixels, "
         f"of the {preprocessing.colour} frame {size} |\n"
-        f"| networks | width {network.width}, {network.latent_size} latents |\n"
+        f"| networks | width {network.width}{', folded' * network.folded}, {network.latent_size} latents |\n"
         f"| score | {method.score}; λ = {description.lambda_:g}, f_D at `{network.feature_layer}`. A frame's score is "
         "its worst patch's |\n"
         f"| α | {description.alpha:g} |"

@@ -33,21 +33,48 @@ class Block(nn.Module):
         return self.act(self.conv3(y) + self.skip(x))
 
 
-class Trunk(nn.Module):
-    """The convolutional half that E and D share: six blocks, 2 x 2 average pooling after all but the last."""
+class Fold(nn.Module):
+    """``lrelu(conv1(x))`` at half the size: in the place of a block at full size and the pooling after it."""
 
-    def __init__(self, width: int, *, bias: bool) -> None:
+    def __init__(self, n_in: int, n_out: int, *, bias: bool) -> None:
         super().__init__()
-        filters = [3, *(width * w for w in WIDTHS)]
-        self.blocks = nn.ModuleList(Block(n_in, n_out, bias=bias) for n_in, n_out in pairwise(filters))
+        self.conv1 = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=bias)
+        self.act = nn.LeakyReLU(LEAKY_SLOPE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, n_in, H, W) -> (N, n_out, H/2, W/2)."""
+        return self.act(self.conv1(x))
+
+
+class Trunk(nn.Module):
+    """The convolutional half that E and D share: six blocks, 2 x 2 average pooling after all but the last.
+
+    Folded, a :class:`Fold` is in the place of the first.
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        filters = [arch.width * w for w in WIDTHS]
+        if arch.folded:
+            filters[0] = filters[1]
+            first: nn.Module = Fold(3, filters[0], bias=arch.bias)
+        else:
+            first = Block(3, filters[0], bias=arch.bias)
+        later = (Block(n_in, n_out, bias=arch.bias) for n_in, n_out in pairwise(filters))
+        self.blocks = nn.ModuleList([first, *later])
         self.pool = nn.AvgPool2d(2)
+        self.folded = arch.folded
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, S, S) -> (N, 16·C·(S/32)²), flattened channel first."""
-        *pooled, last = self.blocks
-        for block in pooled:
-            x = self.pool(block(x))
-        return last(x).flatten(1)
+        return self.features(x, len(self.blocks)).flatten(1)
+
+    def features(self, x: Tensor, depth: int) -> Tensor:
+        """What the first ``depth`` blocks make of (N, 3, S, S)."""
+        for i, block in enumerate(self.blocks[:depth]):
+            whole = i == 0 or (i == 1 and self.folded)
+            x = block(x if whole else self.pool(x))
+        return x
 
 
 def _flat_size(arch: Architecture) -> int:
@@ -59,7 +86,7 @@ class Encoder(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        self.trunk = Trunk(arch.width, bias=arch.bias)
+        self.trunk = Trunk(arch)
         self.dense0 = nn.Linear(_flat_size(arch), 16 * arch.width, bias=arch.bias)
         self.act = nn.LeakyReLU(LEAKY_SLOPE)
         self.dense1 = nn.Linear(16 * arch.width, arch.latent_size)
@@ -71,7 +98,10 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """G: latent -> image, in [-1, 1] by tanh. Objects double once more, before the first block."""
+    """G: latent -> image, in [-1, 1] by tanh. Objects double once more, before the first block.
+
+    Folded, the last block works at half the size, and gives the four pixels of each place as channels.
+    """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -79,20 +109,25 @@ class Generator(nn.Module):
         self.seed_shape = (16 * arch.width, 2, 2)
         self.dense0 = nn.Linear(arch.latent_size, 64 * arch.width, bias=arch.bias)
         filters = [16 * arch.width, *(arch.width * w for w in reversed(WIDTHS))]
+        if arch.folded:
+            filters[-1] = filters[-2]
         self.blocks = nn.ModuleList(Block(n_in, n_out, bias=arch.bias) for n_in, n_out in pairwise(filters))
         self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
         self.upsample_first = arch.category == "object"
-        self.out = nn.Conv2d(arch.width, 3, 1)
+        self.folded = arch.folded
+        self.out = nn.Conv2d(filters[-1], 12 if arch.folded else 3, 1)
+        self.unfold = nn.PixelShuffle(2) if arch.folded else nn.Identity()
         glorot_(self)
 
     def forward(self, z: Tensor) -> Tensor:
         """(N, latent_size) -> (N, 3, S, S)."""
         x = self.dense0(z).unflatten(1, self.seed_shape)
         for i, block in enumerate(self.blocks):
-            if i > 0 or self.upsample_first:
+            last_of_folded = self.folded and i == len(self.blocks) - 1
+            if (i > 0 or self.upsample_first) and not last_of_folded:
                 x = self.upsample(x)
             x = block(x)
-        return torch.tanh(self.out(x))
+        return torch.tanh(self.unfold(self.out(x)))
 
 
 class Critic(nn.Module):
@@ -103,7 +138,7 @@ class Critic(nn.Module):
         self.act = nn.LeakyReLU(LEAKY_SLOPE)
         sizes = [arch.latent_size, *[CRITIC_LATENT_FEATURES] * 3]
         self.latent = nn.ModuleList(nn.Linear(n_in, n_out, bias=arch.bias) for n_in, n_out in pairwise(sizes))
-        self.trunk = Trunk(arch.width, bias=arch.bias)
+        self.trunk = Trunk(arch)
         self.dense0 = nn.Linear(_flat_size(arch) + CRITIC_LATENT_FEATURES, 16 * arch.width, bias=arch.bias)
         self.dense1 = nn.Linear(16 * arch.width, 1)
         glorot_(self)
@@ -125,19 +160,16 @@ class Critic(nn.Module):
         """
         if layer == LINEAR_FEATURE_LAYER:
             return self.trunk.blocks[0].get_submodule("conv1")(x)
-        depth = FEATURE_LAYERS.index(layer) - 1
-        for i, block in enumerate(self.trunk.blocks[: depth + 1]):
-            x = block(self.trunk.pool(x) if i else x)
-        return x
+        return self.trunk.features(x, FEATURE_LAYERS.index(layer))
 
 
-LOCATOR_WIDTHS = (1, 2, 3, 4, 6)  # filters of its levels, in units of the width
+LOCATOR_WIDTHS = (2, 2, 4, 4, 6)  # filters of its levels, in units of the width
 
 
 class Locator(nn.Module):
     """L: where in a patch something does not belong, from the patch and what E and G make of it.
 
-    A small U-Net of the paper's blocks. It is trained on good patches into which defects were planted
+    A small U-Net at half the patch's size. It is trained on good patches into which defects were planted
     (``train.planting``), so it learns which departures from G(E(x)) matter and which are the material's own.
 
     Both images are brought to the patch's own mean and contrast first: light changes, defects do not follow it.
@@ -148,10 +180,13 @@ class Locator(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         sizes = [arch.width * w for w in LOCATOR_WIDTHS]
-        self.down = nn.ModuleList(Block(a, b, bias=True) for a, b in pairwise([6, *sizes]))
-        self.up = nn.ModuleList(
-            Block(sizes[i + 1] + sizes[i], sizes[i], bias=True) for i in reversed(range(1, len(sizes) - 1))
-        )
+        self.fold = Fold(6, sizes[0], bias=True)
+        self.down = nn.ModuleList(Block(n_in, n_out, bias=True) for n_in, n_out in pairwise(sizes))
+        # Deeper levels are narrowed before they are enlarged and added, which costs a quarter of what it would after.
+        levels = list(reversed(sizes[1:]))
+        self.narrow = nn.ModuleList(nn.Conv2d(n_in, n_out, 1) for n_in, n_out in pairwise(levels))
+        self.up = nn.ModuleList(nn.Conv2d(n, n, 3, padding=1) for n in levels[1:])
+        self.act = nn.LeakyReLU(LEAKY_SLOPE)
         self.out = nn.Conv2d(sizes[1], 1, 1)
         self.pool = nn.AvgPool2d(2)
         self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
@@ -159,13 +194,13 @@ class Locator(nn.Module):
 
     def forward(self, x: Tensor, reconstruction: Tensor) -> Tensor:
         """(N, 3, S, S) twice, in [-1, 1] -> (N, 1, S/2, S/2): log-odds that a defect is there."""
-        y = self.normalised(x, reconstruction).to(self.out.weight.dtype)
+        y = self.fold(self.normalised(x, reconstruction).to(self.out.weight.dtype))
         levels = []
         for i, block in enumerate(self.down):
             y = block(self.pool(y) if i else y)
             levels.append(y)
-        for i, block in enumerate(self.up):
-            y = block(torch.cat([self.upsample(y), levels[-2 - i]], dim=1))
+        for narrow, up, level in zip(self.narrow, self.up, reversed(levels[:-1]), strict=True):
+            y = self.act(up(self.upsample(narrow(y)) + level))
         return self.out(y)
 
     def normalised(self, x: Tensor, reconstruction: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from train.architecture import FEATURE_LAYERS, LINEAR_FEATURE_LAYER
-from train.networks import Block, Critic, Encoder, Generator, Locator
+from train.networks import Block, Critic, Encoder, Fold, Generator, Locator
 
 RESIDUAL_WEIGHT = 0.5  # in the anomaly map, beside the locator's log-odds
 
@@ -128,8 +128,9 @@ class Scorer(nn.Module):
     def _feature_error(self, seen: Seen) -> Tensor:
         if self.feature_layer == LINEAR_FEATURE_LAYER:
             # f_D(x) - f_D(y) = K * (x - y) for a convolution K: half the work, and its bias cancels.
-            conv1 = cast("Block", self.critic.trunk.blocks[0]).conv1
-            features = functional.conv2d(seen.difference.to(conv1.weight.dtype), conv1.weight, padding=1)
+            conv1 = cast("Block | Fold", self.critic.trunk.blocks[0]).conv1
+            difference = seen.difference.to(conv1.weight.dtype)
+            features = functional.conv2d(difference, conv1.weight, stride=conv1.stride, padding=1)
             return features.to(seen.difference.dtype).abs().sum(dim=(1, 2, 3))
         return self._feature_difference(seen).abs().sum(dim=(0, 2, 3, 4))
 

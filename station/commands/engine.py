@@ -301,7 +301,7 @@ def _prove(backend: Backend, bundle: Bundle, settings: EngineSettings, console: 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     manifest = bundle.manifest
-    pre, training = manifest.preprocessing, manifest.training
+    pre, network, training = manifest.preprocessing, manifest.network, manifest.training
     size = f"frames resized to {pre.frame_size[1]} x {pre.frame_size[0]}" if pre.frame_size else f"scale {pre.scale:g}"
     return [
         ("bundle", str(bundle.path)),
@@ -309,8 +309,8 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("sha256", bundle.digest),
         ("looks at", f"{manifest.category}, {pre.colour}, {size}"),
         ("patches", f"{pre.patch_size} x {pre.patch_size} pixels every {pre.stride}"),
-        ("network", f"width {manifest.network.width}, latent size {manifest.network.latent_size}"),
-        ("score", f"alpha {manifest.alpha:g}, lambda {manifest.lambda_:g}, features {manifest.network.feature_layer}"),
+        ("network", f"width {network.width}{', folded' * network.folded}, latent size {network.latent_size}"),
+        ("score", f"alpha {manifest.alpha:g}, lambda {manifest.lambda_:g}, features {network.feature_layer}"),
         ("trained", f"{training.n_images} images, {training.steps} steps, preset {training.preset}"),
         ("scorer", f"{len(bundle.scorer):,} bytes"),
     ]

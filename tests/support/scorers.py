@@ -21,10 +21,10 @@ def image_size(category: str) -> int:
 
 
 @functools.cache
-def make_scorer(layer: str, category: str, width: int = 3, *, locator: bool = False) -> Scorer:
+def make_scorer(layer: str, category: str, width: int = 3, *, locator: bool = False, folded: bool = False) -> Scorer:
     """In float64, so that its outputs can serve as the truth; every bias is used."""
     torch.manual_seed(7)
-    arch = Architecture(category, width=width)
+    arch = Architecture(category, width=width, folded=folded)
     networks = Encoder(arch), Generator(arch), Critic(arch)
     scales = MapScales((0.1, 0.9), (-4.0, 2.0))
     scorer = Scorer(*networks, layer, Locator(arch), scales) if locator else Scorer(*networks, layer)
@@ -35,11 +35,20 @@ def make_scorer(layer: str, category: str, width: int = 3, *, locator: bool = Fa
 
 
 @functools.lru_cache(maxsize=4)  # wide ones are large
-def make_graph(layer: str, category: str, width: int = 3, precision: str = "fp32", *, locator: bool = False) -> bytes:
+def make_graph(
+    layer: str,
+    category: str,
+    width: int = 3,
+    precision: str = "fp32",
+    *,
+    locator: bool = False,
+    folded: bool = False,
+) -> bytes:
     size = image_size(category)
     if precision == "int8":
-        return quantize_graph(make_graph(layer, category, width, locator=locator), some_patches(8, size))
-    return export_graph(make_scorer(layer, category, width, locator=locator), size, DTYPES[precision])
+        plain = make_graph(layer, category, width, locator=locator, folded=folded)
+        return quantize_graph(plain, some_patches(8, size))
+    return export_graph(make_scorer(layer, category, width, locator=locator, folded=folded), size, DTYPES[precision])
 
 
 def some_patches(n: int, size: int = 64) -> np.ndarray:

@@ -15,9 +15,10 @@ EXPORTED = [("block0.conv1", "texture"), ("block2", "object")]  # an export take
 OUTPUTS = ["reconstruction_error", "feature_error", "residual"]
 
 
+@pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("layer", FEATURE_LAYERS)
-def test_scores_follow_equations_8_and_9(layer: str) -> None:
-    scorer = make_scorer(layer, "texture")
+def test_scores_follow_equations_8_and_9(layer: str, folded: bool) -> None:
+    scorer = make_scorer(layer, "texture", folded=folded)
     patches = some_patches(3)
 
     with torch.no_grad():
@@ -131,6 +132,31 @@ def test_the_anomaly_map_adds_both_halves_in_their_scales(category: str, precisi
     by_graph = run_graph(make_graph("block0.conv1", category, precision=precision, locator=True), patches)
     assert len(by_graph) == 4
     assert np.abs(by_graph[3] - expected.numpy()).max() < error * np.abs(expected.numpy()).max()
+
+
+@pytest.mark.parametrize(("layer", "category"), EXPORTED)
+@pytest.mark.parametrize("locator", [False, True])
+def test_graph_of_folded_networks_equals_torch_in_float64(layer: str, category: str, locator: bool) -> None:
+    patches = some_patches(3, image_size(category))
+
+    expected = run_torch(make_scorer(layer, category, locator=locator, folded=True), patches)
+    found = run_graph(make_graph(layer, category, locator=locator, folded=True), patches)
+
+    for a, b in zip(found, expected, strict=False):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_folding_puts_four_pixels_of_a_place_side_by_side() -> None:
+    generator = make_scorer("block0.conv1", "texture", folded=True).generator
+    z = torch.randn(2, 64, dtype=torch.float64)
+    with torch.no_grad():
+        generator.out.weight.zero_()
+        generator.out.bias.copy_(torch.arange(12.0) / 10)
+        image = torch.atanh(generator(z))
+
+    colour, row, column = torch.meshgrid(*(torch.arange(n) for n in (3, 64, 64)), indexing="ij")
+    torch.testing.assert_close(image[1], (4 * colour + 2 * (row % 2) + column % 2).double() / 10)
 
 
 def test_the_locator_does_not_see_light_and_contrast() -> None:

@@ -141,6 +141,15 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
             rich_help_panel=MODEL,
         ),
     ] = None,
+    folded: Annotated[
+        bool | None,
+        typer.Option(
+            "--folded/--no-folded",
+            rich_help_panel=MODEL,
+            help="First and last stage of the networks at half the resolution, for half the time. Without: the paper's "
+            "networks. Default: with.",
+        ),
+    ] = None,
     latent_size: Annotated[
         int | None,
         typer.Option("--latent-size", metavar="N", help="Entries of z, the code of a patch.", rich_help_panel=MODEL),
@@ -297,6 +306,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
         "flip": flip,
         "holdout": holdout,
         "width": width,
+        "folded": folded,
         "latent_size": latent_size,
         "alpha": alpha,
         "lambda": lambda_,
