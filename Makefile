@@ -25,8 +25,8 @@ lint: $(VENV)/.dev  ## Formatter, linter, types, oldest Python
 	$(BIN)/mypy
 	$(BIN)/vermin --quiet --no-tips --target=3.10- --violations station engines train
 
-bench: $(VENV)/.dev  ## Speed of the bundled engine on this machine
-	$(BIN)/station bench --bundle engines/bundled/brick
+bench: $(VENV)/.dev $(VENV)/.system  ## Speed on this machine, beside other programs too: up to 25 minutes, and a summary
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 quality: $(VENV)/.dev  ## Detection quality: trained from scratch on two textures, and the bundled engine on its line
 	$(BIN)/python -m benchmarks.quality --short

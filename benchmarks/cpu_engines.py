@@ -11,13 +11,9 @@ an engine the first time, which compiles and judges, and then from the cache.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +24,14 @@ from rich.progress import Progress
 from rich.table import Table
 from structlog.testing import capture_logs
 
-from benchmarks.gpu_engines import untrained_run
+from benchmarks import machine
+from benchmarks.untrained import untrained
 from engines import ort
 from engines.bundle import Bundle, read_bundle
-from engines.cpu import cpu_name
 from engines.engine import Engine, EngineSettings, UInt8Array
 from engines.errors import EngineError
 from engines.opening import open_engine
 from engines.openvino import library
-from train.export import export_run
 
 PRECISIONS = ("fp32", "bf16", "int8")
 MODES = ("latency", "throughput")
@@ -126,8 +121,7 @@ def run(bundles: list[Bundle], threads: list[int], n: int, rounds: int, result: 
 def show(result: dict[str, Any]) -> None:
     """The table."""
     console = Console(highlight=False)
-    versions = result["versions"]
-    table = Table(title=f"{result['cpu']}, {result['cpus']} CPUs: {result['patches']} patches a frame", box=None)
+    table = Table(title=f"{result['patches']} patches a frame", box=None)
     for column in ("bundle", "threads", "way"):
         table.add_column(column)
     for column in ("p50 ms", "least ms", "patches/s", "times ORT", "open s"):
@@ -144,8 +138,7 @@ def show(result: dict[str, Any]) -> None:
         table.add_row(*head, *figures, opened)
     console.print(table)
     console.print(
-        f"OpenVINO {versions['openvino']} (this CPU: {', '.join(result['capabilities'])}), ONNX Runtime "
-        f"{versions['onnxruntime']}, Python {versions['python']}, load {result['load'][0]:.1f} at the start",
+        f"{machine.caption(result['machine'])}\nOpenVINO on this CPU: {', '.join(result['capabilities'])}",
         soft_wrap=True,
     )
 
@@ -169,25 +162,18 @@ def main() -> None:
     )
     parser.add_argument("--patches", type=int, metavar="N", default=64, help="patches a frame (64)")
     parser.add_argument("--rounds", type=int, metavar="N", default=30, help="frames that each way is measured on (30)")
+    parser.add_argument("--quick", action="store_true", help="10 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
     options = parser.parse_args()
+    options.rounds = min(options.rounds, 10) if options.quick else options.rounds
     if (problem := library.problem()) is not None:
         parser.exit(1, f"this needs OpenVINO: {problem}\n")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(20))  # the gate's words are at this level
     result: dict[str, Any] = {
-        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)),
+        "machine": machine.describe(options.threads),
         "capabilities": sorted(library.capabilities()),
-        "load": os.getloadavg(),
         "patches": options.patches,
         "rounds": options.rounds,
-        "versions": {
-            "openvino": library.version(),
-            "onnxruntime": ort.VERSION,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-        },
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -195,17 +181,14 @@ def main() -> None:
             bundles = [read_bundle(path) for path in options.bundle]
             for width in [] if bundles else options.widths:
                 print(f"exporting an untrained bundle of width {width}")
-                run_folder = untrained_run(Path(folder, str(width)), width, "texture")
                 with capture_logs():
-                    name = f"untrained-{width}"
-                    bundles.append(export_run(run_folder, Path(folder, name), name, precision="int8"))
+                    bundles.append(untrained(Path(folder), "int8", width=width))
             run(bundles, options.threads, options.patches, options.rounds, result)
         except EngineError as error:
             parser.exit(1, f"{error}\n")
         except KeyboardInterrupt:
             Console(stderr=True).print("stopped; this is what was measured")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    machine.write(options.json, result)
     show(result)
 
 

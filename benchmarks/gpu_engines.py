@@ -9,7 +9,7 @@ matrix product, the activations of each layer that multiplies written and read o
 frame's own bytes over the bus. The largest of them binds. Kernels that keep activations on the chip can get below the
 second.
 
-    python benchmarks/gpu_engines.py --json benchmarks/results/gpu_engines.json
+    python -m benchmarks.gpu_engines --json benchmarks/results/gpu_engines.json
 """
 
 import argparse
@@ -27,16 +27,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import structlog
 import torch
-from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.untrained import untrained_run
 from engines.bundle import Bundle
 from engines.engine import EngineSettings, PatchScores, UInt8Array
 from engines.errors import EngineError
@@ -44,10 +43,7 @@ from engines.opening import open_engine
 from engines.selftest import OUTPUTS
 from engines.tensorrt.runtime import SLOTS, Runner
 from train import checkpoint
-from train.config import FitConfig
-from train.data import TrainingImages, find_training_images, load_training_images
 from train.export import export_run
-from train.fit import Trainer
 from train.scorer import Scorer
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -60,28 +56,10 @@ WARM_UP_SECONDS = 2.0  # clocks rise and kernels are chosen
 Score = Callable[[UInt8Array], object]
 
 
-def untrained_run(folder: Path, width: int, category: str) -> Path:
-    """A run of no steps at ``folder``, of ten synthetic images."""
-    images = folder / "images"
-    images.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:256, :256]
-    for i in range(10):
-        image = 120 + 60 * np.sin((x + 2 * y) / 5 + i) + rng.normal(0, 8, x.shape)
-        cv2.imwrite(str(images / f"{i}.png"), image.clip(0, 255).astype(np.uint8))
-    frame_size = (128, 128) if category == "object" else None
-    config = FitConfig.model_validate({"width": width, "category": category, "frame_size": frame_size, "steps": 1})
-    *_, loaded = load_training_images(find_training_images(images), config)
-    if not isinstance(loaded, TrainingImages):  # the last thing that it yields always is
-        raise TypeError(type(loaded))
-    trainer = Trainer(config, loaded, Fabric(accelerator="cpu", devices=1))
-    checkpoint.save(folder / checkpoint.CHECKPOINT_FILE, trainer.state())
-    return folder
-
-
 def untrained_bundle(folder: Path, width: int, category: str = "texture") -> Bundle:
     """A bundle of untrained weights, with a graph for every precision."""
-    run = untrained_run(folder / "run", width, category)
+    size = (128, 128) if category == "object" else None
+    run = untrained_run(folder / "run", width=width, category=category, frame_size=size)
     return export_run(run, folder / "bundle", f"untrained-{width}", precision="int8")
 
 

@@ -2,8 +2,9 @@
 
 Their way: PyTorch, one patch a call, E and G, then D's features of x and of G(E(x)) one after the other, every step a
 module of its own, with PyTorch's own number of threads. Ours: the bundle's engines, a frame's patches together, all
-cores. Both start with uint8 patches in memory and end with A(x) of eq. 7. Before anything is timed, the scores of both
-must agree within 1e-4 of their size in fp32; else the program ends with an error.
+cores. The networks are the paper's (preset "reference") in several widths, 3 being the authors'. Both start with uint8
+patches in memory and end with A(x) of eq. 7. Before anything is timed, the scores of both must agree within 1e-4 of
+their size in fp32; else the program ends with an error.
 
 "Their frames" are shortened to a few patches and counted up, for at 64 a second of theirs would be many of ours.
 
@@ -29,6 +30,7 @@ from engines.errors import EngineError
 from engines.opening import open_engine
 from engines.openvino import library
 from train.checkpoint import Trained, load_trained
+from train.config import preset
 from train.export import export_run
 
 TOLERANCE = 1e-4  # relative
@@ -77,7 +79,7 @@ def compare(plain: Float32Array, own: Float32Array, what: str) -> float:
 
 def measure(width: int, n: int, rounds: int, home: Path) -> list[dict[str, Any]]:
     """One row for each of our engines."""
-    run = untrained_run(home / f"run-{width}", width=width, locator=False)
+    run = untrained_run(home / f"run-{width}", **preset("reference") | {"width": width, "steps": 1})
     bundle = export_run(run, home / f"width-{width}", f"width-{width}", precision="fp32")
     lambda_ = bundle.manifest.lambda_
     plain = PatchByPatch(load_trained(run), bundle.manifest.network.feature_layer, lambda_)
