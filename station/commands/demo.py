@@ -1,12 +1,7 @@
 """``station demo``: all of it on one machine, with the real daemon in the middle."""
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +12,7 @@ from rich.console import Console
 
 from engines import manifest
 from station import logs
+from station.commands.child import last_lines, station_process
 from station.demo.broker import HOST, Broker
 from station.demo.sample_line import DEFAULT_FRAMES, DEFAULT_SEED, SampleLine
 from station.demo.subscriber import PICTURES, Subscriber
@@ -24,13 +20,12 @@ from station.demo.tally import Tally
 from station.demo.textures import DemoError, photograph
 from station.demo.training_images import good_frames, write_training_images
 from station.files import write_file
-from station.settings import ENV_PREFIX, LogSettings
+from station.settings import LogSettings
 
 BUNDLE = Path(manifest.__file__).parent / "bundled" / "brick"
 TOPICS = "station/v1/demo/line/station"
 FALSE_ALARM_RATE = 1e-4  # per frame: three chances in a hundred of one false alarm in a run of 300
 N_CALIBRATION = 200
-_STOP_TIMEOUT = 5.0  # seconds
 
 _SETTINGS = """\
 # Written by `station demo`: the settings of a station whose camera is the sample line.
@@ -129,7 +124,7 @@ def demo(
             f"[bold]3[/]  station run, on {frames} frames with {len(tally.line.planted)} planted defects\n",
             highlight=False,
         )
-        with _station("run", "--config", str(settings), log=log) as process:
+        with station_process("run", "--config", str(settings), log=log) as process:
             if not subscriber.follow(process.poll):
                 raise _failure("the station stopped working before the end of the line", log)
     subscriber.summarize()
@@ -148,40 +143,10 @@ def _calibrate(bundle: Path, out: Path, log: Path) -> None:
         for i, grey in enumerate(good_frames(N_CALIBRATION)):
             (Path(folder) / f"{i:03}.png").write_bytes(cv2.imencode(".png", grey)[1].tobytes())
         arguments = ("--bundle", str(bundle), "--good", folder, "--false-alarms", str(FALSE_ALARM_RATE))
-        with _station("calibrate", *arguments, "--out", str(out / "calibration.json"), log=log) as process:
+        with station_process("calibrate", *arguments, "--out", str(out / "calibration.json"), log=log) as process:
             if process.wait() != 0:
                 raise _failure("station calibrate failed", log)
 
 
-@contextmanager
-def _station(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The ``station`` command as a process of its own, its output added to ``log``; ended with the block."""
-    # A STATION_... variable of the user's own station must not reach the demo's.
-    environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "station", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for us; we then stop it in its own way
-        )
-    try:
-        yield process
-        process.wait(_STOP_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
 def _failure(what: str, log: Path) -> DemoError:
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
-    return DemoError("\n".join([f"{what}. Its log, {log}, ends with:", *last]))
+    return DemoError("\n".join([f"{what}. Its log, {log}, ends with:", *last_lines(log)]))

@@ -1,14 +1,18 @@
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from engines.engine import EngineSettings
+from engines.errors import EngineError
 from engines.manifest import Preprocessing
 from engines.opening import installed_backends
 from station.cli import app
-from station.commands import bench
+from station.commands import bench, bench_daemon
 from station.commands.frames import parse_size
 from tests.support.bundles import make_bundle
+from tests.support.mosquitto import need
 
 
 @pytest.fixture
@@ -17,6 +21,11 @@ def toy(tmp_path):
 
 
 def run(*arguments):
+    """The engine alone."""
+    return run_all(*arguments, "--engine-only")
+
+
+def run_all(*arguments):
     return CliRunner().invoke(app, ["bench", *map(str, arguments)])
 
 
@@ -32,7 +41,8 @@ def test_json_holds_what_was_measured(toy):
     assert set(measured["ms"]) == {"prepare", "infer", "judge", "total"}
     for stage in measured["ms"].values():
         assert 0 < stage["p50"] <= stage["p99"]
-    assert measured["fps"] > 0
+    assert 0 < measured["fps"] < measured["infer_fps"]
+    assert "daemon" not in measured
 
 
 def test_a_person_sees_stages_machine_and_versions(toy):
@@ -40,6 +50,67 @@ def test_a_person_sees_stages_machine_and_versions(toy):
     assert result.exit_code == 0, result.output
     for word in ("prepare", "infer", "judge", "total", "p99", "frames a second", "fp32", "Python", "64 x 64"):
         assert word in result.stdout
+
+
+def test_the_whole_daemon_is_measured_with_a_real_broker(toy):
+    need("mosquitto")
+    result = run_all("--bundle", toy.path, "--frames", 40, "--warm-up", 2, "--size", "100x70", "--threads", 1, "--json")
+    assert result.exit_code == 0, result.output
+    daemon = json.loads(result.stdout)["daemon"]
+    assert daemon["broker"].startswith("mosquitto ")
+    stages = {"wait", "prepare", "infer", "judge", "total", "received"}
+    for policy, more in (("every", set()), ("latest", {"alert"})):
+        part = daemon[policy]
+        assert part["frames"] == 40
+        assert part["fps"] > 0
+        assert part["resident_mib"] > 20
+        assert set(part["ms"]) == stages | more
+        assert part["ms"]["total"]["p50"] <= part["ms"]["received"]["p50"]
+    assert daemon["every"]["dropped"] == 0
+    assert daemon["every"]["of_engine"] > 0
+    assert daemon["latest"]["camera_fps"] == pytest.approx(0.7 * daemon["every"]["fps"], abs=0.02)
+    assert daemon["latest"]["alerts"] >= 1
+
+
+def test_without_mosquitto_the_demos_broker_serves(toy, monkeypatch):
+    monkeypatch.setattr(bench_daemon.shutil, "which", lambda *_, **__: None)
+    result = run_all("--bundle", toy.path, "--frames", 10, "--warm-up", 1, "--size", "64x64", "--threads", 1)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "The whole daemon, with amqtt" in said
+    for word in ("received", "every p99", "latest p50", "of what the engine alone does", "frames dropped"):
+        assert word in said
+
+
+def test_without_any_broker_the_engine_is_measured_and_the_reason_told(toy, monkeypatch):
+    monkeypatch.setattr(bench_daemon.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setitem(sys.modules, "amqtt.broker", None)  # as if it were not installed
+    few = ("--bundle", toy.path, "--frames", 10, "--warm-up", 1, "--size", "64x64", "--threads", 1)
+    result = run_all(*few)
+    assert result.exit_code == 0, result.output
+    assert "frames a second" in result.stdout
+    assert "not measured: no broker: install mosquitto" in result.stdout
+    measured = json.loads(run_all(*few, "--json").stdout)
+    assert measured["daemon"] is None
+    assert "pip install" in measured["daemon_missing"]
+    assert run_all(*few, "--daemon").exit_code == 2
+
+
+def test_a_daemon_that_fails_is_told_with_the_end_of_its_log(toy, tmp_path, monkeypatch):
+    need("mosquitto")
+    task = bench_daemon.Task(tmp_path / "no bundle", EngineSettings(threads=1), bench.make_textures(64, 64), "every")
+    with bench_daemon.local_broker(tmp_path) as broker, pytest.raises(EngineError, match=r"(?s)fell silent.*no bundle"):
+        bench_daemon.run_daemon(task, broker, tmp_path / "run", 1, 10, lambda: None)
+
+
+def test_one_frame_in_thirty_makes_an_alert():
+    textures = bench.make_textures(16, 16)
+    scores = [5.0, 1.0, 9.0, 2.0, 3.0, 4.0, 6.0, 0.5]
+    shown, threshold = bench.with_alerts(textures, scores)
+    assert threshold == 7.5
+    assert sum(frame is textures[2] for frame in shown) == 1
+    assert len(shown) == 29
+    assert bench.with_alerts(textures, [-score for score in scores])[1] is None
 
 
 def test_frames_have_the_size_that_the_bundle_asks_for(tmp_path):
@@ -76,10 +147,11 @@ def test_ctrl_c_keeps_what_was_measured():
                 raise KeyboardInterrupt
             return type("Inspection", (), {"ms": {"prepare": 1.0, "infer": 2.0, "judge": 3.0}})()
 
-    ms = bench._measure(Interrupted(), (32, 32), warm_up=1, n=100)
+    textures = bench.make_textures(32, 32)
+    ms = bench._measure(Interrupted(), textures, warm_up=1, n=100)
     assert ms == {"prepare": [1.0] * 3, "infer": [2.0] * 3, "judge": [3.0] * 3}
     with pytest.raises(KeyboardInterrupt):
-        bench._measure(Interrupted(), (32, 32), warm_up=10, n=100)
+        bench._measure(Interrupted(), textures, warm_up=10, n=100)
 
 
 def test_sizes_are_width_first():
