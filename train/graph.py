@@ -14,6 +14,7 @@ import torch
 from engines.engine import Float32Array, UInt8Array
 from engines.manifest import scorer_tensors
 from train.graph_rules import IR_VERSION, OPSET, GraphError, check_graph
+from train.rewrites import rewrite
 from train.scorer import Scorer
 
 RECONSTRUCTION = "reconstruction"
@@ -34,6 +35,16 @@ def export_graph(scorer: Scorer, patch_size: int, dtype: torch.dtype = torch.flo
     Raises:
         GraphError: the graph breaks a rule of ``train.graph_rules``.
     """
+    model = plain_graph(scorer, patch_size, dtype)
+    rewrite(model)
+    del model.graph.output[-1]  # the reconstruction stays as an inner tensor
+    onnx.checker.check_model(model, full_check=True)
+    check_graph(model)
+    return bytes(model.SerializeToString())
+
+
+def plain_graph(scorer: Scorer, patch_size: int, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
+    """The graph as torch writes it, before ``train.rewrites``; ``reconstruction`` is its last output."""
     outputs = [t.name for t in scorer_tensors(patch_size, anomaly_map=scorer.has_map)[1]]
     example = torch.zeros(2, patch_size, patch_size, 3, dtype=torch.uint8)
     with _quiet_exporter(), torch.no_grad():
@@ -51,17 +62,14 @@ def export_graph(scorer: Scorer, patch_size: int, dtype: torch.dtype = torch.flo
     if program is None:  # by its signature; the dynamo exporter always returns one
         raise GraphError("torch exported nothing")
     model: onnx.ModelProto = program.model_proto
-    _tidy(model, n_outputs=len(outputs))
-    onnx.checker.check_model(model, full_check=True)
-    check_graph(model)
-    return bytes(model.SerializeToString())
+    _tidy(model)
+    return model
 
 
-def _tidy(model: onnx.ModelProto, n_outputs: int) -> None:
-    """Leave what engines need: no inner outputs, no inferred shapes, no names and paths of the exporting machine."""
+def _tidy(model: onnx.ModelProto) -> None:
+    """Leave what engines need: no inferred shapes, no names and paths of the exporting machine."""
     model.ir_version = IR_VERSION
     graph = model.graph
-    del graph.output[n_outputs:]
     del graph.value_info[:]
     for part in (model, graph, *graph.input, *graph.output, *graph.initializer, *graph.node):
         part.ClearField("doc_string")
