@@ -1,9 +1,9 @@
 """All that is told of speed, measured in one run: ``make bench``, or ``python -m benchmarks``.
 
-Runs the quick form of every benchmark below, one after the other, and writes benchmarks/results/perf_NAME.json for each;
-docs/performance.md is made of these (``PYTHONPATH=. python docs/make_performance.py``). Takes up to 25 minutes; leave
-the machine alone meanwhile. What cannot run here is left out, with the reason and the way out. Ctrl-C ends the run; what
-was measured stays. Give names to run only those.
+Runs the quick form of every benchmark below, one after the other, and writes benchmarks/results/perf_NAME.json for
+each; docs/performance.md is made of these (``PYTHONPATH=. python docs/make_performance.py``). Takes up to 25 minutes;
+leave the machine alone meanwhile. What cannot run here is left out, with the reason and the way out. Ctrl-C ends the
+run; what was measured stays. Give names to run only those.
 
     python -m benchmarks
     python -m benchmarks cpu_engines peers
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
@@ -83,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(names):
         parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(names)}")
-    console = Console(highlight=False)
+    console = machine.console()
     found = machine.describe([int(ALL)])
     outcomes: dict[str, str] = {}
     failed = False

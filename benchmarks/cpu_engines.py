@@ -120,7 +120,7 @@ def run(bundles: list[Bundle], threads: list[int], n: int, rounds: int, result: 
 
 def show(result: dict[str, Any]) -> None:
     """The table."""
-    console = Console(highlight=False)
+    console = machine.console()
     table = Table(title=f"{result['patches']} patches a frame", box=None)
     for column in ("bundle", "threads", "way"):
         table.add_column(column)

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.console import Console
+
 from engines.cpu import cpu_name
 
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
@@ -42,6 +44,12 @@ def caption(machine: dict[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cpus']} CPUs for this process, threads: {threads}, "
         f"load at the start {machine['load']:.1f}\n{versions}"
     )
+
+
+def console() -> Console:
+    """For tables; wide enough for them where they go into a file."""
+    wide = Console(highlight=False)
+    return wide if wide.is_terminal else Console(highlight=False, width=120)
 
 
 def all_threads() -> int:

@@ -237,7 +237,7 @@ def measure(bundle: Bundle, options: argparse.Namespace, home: Path, result: dic
 
 def show(result: dict[str, Any]) -> None:
     """The table."""
-    console = Console(highlight=False)
+    console = machine.console()
     table = Table(title=f"stations with frames of {result['size']} x {result['size']} pixels", box=None)
     columns = ("stations", "threads", "pace", "frames/s", "patches/s", "slowest/\nfastest", "p50 ms", "p99 ms")
     for column in (*columns, "CPU ms\na frame", "times\none", "dropped", "MiB"):

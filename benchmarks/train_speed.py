@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -182,7 +181,7 @@ def main() -> None:
     for row in rows:
         cells = (row["ms"], row["patches_per_second"], row["times_plain"], row["of_the_peak"])
         table.add_row(str(row["width"]), row["phase"], row["way"], *map(str, cells))
-    console = Console(highlight=False)
+    console = machine.console()
     console.print(table)
     rates = ", ".join(f"{dtype} {peak / 1e9:.0f} GFLOP/s" for dtype, peak in peaks.items())
     console.print(f"the peak, a large matrix product: {rates}\n{machine.caption(found)}", soft_wrap=True)

@@ -153,7 +153,7 @@ def rows_of(ms: dict[What, list[float]]) -> list[dict[str, Any]]:
 
 def show(result: dict[str, Any]) -> None:
     """The table."""
-    console = Console(highlight=False)
+    console = machine.console()
     size = result["size"]
     table = Table(title=f"a frame of {size} x {size} pixels, milliseconds", box=None)
     for column in ("", "back end", "precision", "part"):

@@ -57,15 +57,24 @@ def install(env: Path, index: str | None) -> None:
     # Told beforehand: a torch for CUDA is 3 GB of libraries that this comparison does not touch.
     plan = env / "plan.json"
     _run([*pip, "--quiet", "--dry-run", "--report", plan, "-r", REQUIREMENTS, *where], "pip")
-    planned = [package["metadata"]["name"] for package in json.loads(plan.read_text())["install"]]
+    refuse_cuda(json.loads(plan.read_text()))
+    _run([*pip, "-r", REQUIREMENTS, *where], "pip")
+    (env / "complete").touch()
+
+
+def refuse_cuda(report: dict[str, Any]) -> None:
+    """Look through what ``pip install --dry-run --report`` says.
+
+    Raises:
+        PeersError: CUDA's libraries are among it.
+    """
+    planned = [package["metadata"]["name"] for package in report["install"]]
     cuda = [name for name in planned if name.startswith("nvidia-")]
     if cuda:
         raise PeersError(
             f"pip would install {len(cuda)} of CUDA's packages ({cuda[0]}, ...); name the index of torch's builds for "
             f"the CPU (see pytorch.org, 'Get started'): {HOW} --index URL"
         )
-    _run([*pip, "-r", REQUIREMENTS, *where], "pip")
-    (env / "complete").touch()
 
 
 def export(env: Path, size: int) -> Models:

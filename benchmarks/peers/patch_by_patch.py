@@ -116,7 +116,7 @@ def measure(width: int, n: int, rounds: int, home: Path) -> list[dict[str, Any]]
 
 def show(result: dict[str, Any]) -> None:
     """The table."""
-    console = Console(highlight=False)
+    console = machine.console()
     table = Table(title=f"{result['patches']} patches, milliseconds", box=None)
     table.add_column("width", justify="right")
     table.add_column("ours")
