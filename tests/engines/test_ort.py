@@ -6,9 +6,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from engines import cpu, ort
 from engines.engine import EngineSettings
@@ -75,6 +77,63 @@ def test_it_passes_the_self_test(engine, bundle):
     assert run_selftest(engine, bundle).worst < 1e-5
 
 
+def a_block(channels):
+    """x (N, C, 8, 8) -> a block of the networks -> y; weights and biases are used."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w1", "b"], ["c1"], pads=[1, 1, 1, 1]),
+            helper.make_node("LeakyRelu", ["c1"], ["l1"], alpha=0.2),
+            helper.make_node("Conv", ["l1", "w3", "b"], ["c3"]),
+            helper.make_node("Conv", ["x", "ws", "b"], ["s"]),
+            helper.make_node("Add", ["c3", "s"], ["a"]),
+            helper.make_node("LeakyRelu", ["a"], ["l3"], alpha=0.2),
+            helper.make_node("AveragePool", ["l3"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+        ],
+        "block",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", channels, 4, 4])],
+        [
+            numpy_helper.from_array(RNG.normal(size=shape).astype(np.float32), name)
+            for name, shape in {
+                "w1": (channels, channels, 3, 3),
+                "w3": (channels, channels, 1, 1),
+                "ws": (channels, channels, 1, 1),
+                "b": (channels,),
+            }.items()
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+def of_onnxruntime(graph, x):
+    return onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+
+@pytest.mark.skipif(ort._version() < ort._ADDS_RIGHT_SINCE, reason="this ONNX Runtime does it wrong")
+@pytest.mark.parametrize("channels", [3, 8, 16, 24, 48])
+def test_a_convolution_adds_the_skip_and_does_the_leaky_relu(channels):
+    plain = a_block(channels)
+    fused = ort._fuse(plain)
+    nodes = onnx.load_from_string(fused).graph.node
+    assert sorted(node.op_type for node in nodes) == ["AveragePool", "Conv", "FusedConv", "FusedConv"]
+    assert sorted(len(node.input) for node in nodes if node.op_type == "FusedConv") == [3, 4]
+    x = RNG.normal(size=(5, channels, 8, 8)).astype(np.float32)
+    expected = ReferenceEvaluator(plain).run(None, {"x": x})[0]
+    np.testing.assert_allclose(of_onnxruntime(fused, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_older_versions_get_the_graph_as_it_is(bundle, monkeypatch):
+    monkeypatch.setattr(ort, "VERSION", "1.26.0")
+    monkeypatch.setattr(ort, "_fuse", None)
+    assert run_selftest(OnnxRuntimeEngine(bundle, SETTINGS), bundle).worst < 1e-5
+
+
+def test_no_file_stays_open(bundle):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    OnnxRuntimeEngine(bundle, SETTINGS).close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 50])
 def test_scores_are_numpys_whatever_the_chunks(bundle, monkeypatch, n):
     monkeypatch.setattr(cpu, "CHUNK_PIXELS_TIMES_WIDTH", 7 * PATCH * PATCH)
@@ -96,6 +155,14 @@ def test_the_graph_never_gets_more_than_a_chunk(bundle, monkeypatch):
     engine._session = Recorder()
     engine.score(RNG.integers(0, 256, (20, PATCH, PATCH, 3), dtype=np.uint8))
     assert sizes == [8, 8, 4]
+
+
+def test_narrow_networks_do_not_get_more_at_once(bundle, monkeypatch):
+    monkeypatch.setattr(ort, "CHUNK_PIXELS", 3 * PATCH * PATCH)
+    engine = OnnxRuntimeEngine(bundle, SETTINGS)
+    assert engine._chunk == 3
+    patches = RNG.integers(0, 256, (8, PATCH, PATCH, 3), dtype=np.uint8)
+    assert_close(engine.score(patches), toy_scores(patches))
 
 
 def test_a_chunk_holds_at_least_one_patch(bundle, monkeypatch):
