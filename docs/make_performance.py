@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from engines.manifest import Preprocessing
@@ -169,6 +170,51 @@ def lines(result: Result) -> str:
     return markdown(["frames", "a second", "patches", *(box.name for box in BOXES)], rows)
 
 
+def daemon(result: Result) -> str:
+    """The whole daemon beside its engine."""
+    turns, rows = result["turns"], []
+    engine, every = (median(turn["engine_fps"] for turn in turns), median(turn["every"]["fps"] for turn in turns))
+    rows.append(["frames/s: engine alone", figure(engine), ""])
+    rows.append(["frames/s: whole daemon, policy `every`", figure(every), ""])
+    rows.append(["of the engine alone, median of the turns", f"{result['of_engine']:.3f}", "≥ 0.95"])
+    for row in result["waiting"]:
+        name = f"with an engine that only waits, {row['wait_ms']:g} ms a frame: share of the time that it is busy"
+        rows.append([name, f"{row['engine_busy']:.3f}", "≥ 0.95"])
+    latest = result["latest"]
+    for key, end in (("received", "to the score's arrival"), ("alert", "to the alert's acknowledgement")):
+        if key in latest["ms"]:
+            ms = latest["ms"][key]
+            name = f"policy `latest`, ms from capture {end}, p50 and p99"
+            rows.append([name, f"{figure(ms['p50'])} and {figure(ms['p99'])}", f"≤ {figure(latest['limit_ms'])}"])
+    rows.append(["CPUs used at ten frames a second", figure(result["fixed"]["cpus_used"]), ""])
+    return markdown([f"{result['engine']}, {result['broker']}", "", "wanted"], rows)
+
+
+def start(result: Result) -> str:
+    """Start-up, memory and the size of the installation."""
+    starts = result["start"]
+    resident = max(turn["every"]["resident_mib"] for turn in result["turns"])
+    rows = [
+        ["from the command to READY, s", figure(median(starts["seconds"])), "≤ 2"],
+        ["of these, CPU s", figure(median(starts["cpu_seconds"])), ""],
+        [f"memory after {result['frames']} frames, MiB", f"{resident:.0f}", "≤ 250"],
+    ]
+    if (install := result.get("install")) is not None:
+        rows.append([f"base installation, {install['packages']} packages, MiB", f"{install['mib']:.0f}", ""])
+    return markdown([f"{result['engine']}", "", "wanted"], rows)
+
+
+def as_it_is(result: Result) -> str:
+    """Every figure of every row, under its name."""
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row))
+    rows = [[_cell(row.get(name, "")) for name in names] for row in result["rows"]]
+    return markdown([name.replace("_", " ") for name in names], rows)
+
+
+def _cell(value: object) -> str:
+    return figure(value) if isinstance(value, float) and abs(value) >= 1e-3 else str(value)
+
+
 def train_speed(result: Result) -> str:
     """Steps of this loop and of a plain one."""
     rows = [
@@ -189,8 +235,12 @@ def train_speed(result: Result) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "cpu_engines": ("cpu_engines", cpu_engines),
+    "graph_rewrites": ("graph_rewrites", as_it_is),
+    "patches": ("patches", as_it_is),
     "peers": ("peers", peers),
     "patch_by_patch": ("patch_by_patch", patch_by_patch),
+    "daemon": ("pipeline", daemon),
+    "start": ("pipeline", start),
     "many_stations": ("many_stations", many_stations),
     "lines": ("many_stations", lines),
     "train_speed": ("train_speed", train_speed),

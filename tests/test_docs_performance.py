@@ -77,6 +77,28 @@ def test_results_come_into_the_page_with_their_machine(tmp_path: Path):
     assert performance.filled(filled, tmp_path) == filled, "made twice, it is the same"
 
 
+def test_the_daemons_figures_come_with_what_is_wanted(tmp_path: Path):
+    every = {"fps": 19.0, "engine_busy": 0.9, "resident_mib": 201.6}
+    result = {
+        "machine": MACHINE,
+        "engine": "auto fp16",
+        "broker": "Mosquitto",
+        "frames": 50,
+        "turns": [{"engine_fps": 20.0, "every": every}],
+        "of_engine": 0.95,
+        "latest": {"ms": {"received": {"p50": 60.0, "p99": 90.0}}, "limit_ms": 105.0},
+        "fixed": {"cpus_used": 0.5},
+        "start": {"seconds": [1.5, 1.7, 1.6], "cpu_seconds": [1.0, 1.0, 1.0]},
+        "waiting": [{"wait_ms": 2.0, "engine_busy": 0.97}],
+    }
+    (tmp_path / "perf_pipeline.json").write_text(json.dumps(result))
+    filled = performance.filled(PAGE, tmp_path)
+    assert "| of the engine alone, median of the turns | 0.950 | ≥ 0.95 |" in filled
+    assert "to the score's arrival, p50 and p99 | 60.0 and 90.0 | ≤ 105 |" in filled
+    assert "| from the command to READY, s | 1.60 | ≤ 2 |" in filled
+    assert "| memory after 50 frames, MiB | 202 | ≤ 250 |" in filled
+
+
 @given(st.integers(1, 4096), st.floats(0.1, 100), st.floats(0.05, 20))
 def test_no_computer_is_given_more_than_it_has(patches: int, fps: float, ms: float):
     for box in performance.BOXES:
