@@ -5,6 +5,7 @@ broker acknowledges (PUBACK) a message when it passes it on, so an alert's arriv
 """
 
 import getpass
+import os
 import queue
 import re
 import shutil
@@ -163,14 +164,12 @@ class Heard:
         alerts: that opened; likewise.
         resident: bytes of the station's process in memory, at the end.
         cpu_seconds: of the station's process, between the first score and the last.
-        ready_seconds: from starting the process to its first score.
     """
 
     scores: list[tuple[Score, float]] = field(default_factory=list)
     alerts: list[tuple[Alert, float]] = field(default_factory=list)
     resident: int = 0
     cpu_seconds: float = 0.0
-    ready_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -183,7 +182,11 @@ class Heard:
         return (len(self.scores) - 1) / self.seconds
 
     def summary(self) -> dict[str, Any]:
-        """As ``station bench --json`` tells it; ``received`` and ``alert``: from capture to the subscriber."""
+        """As ``station bench --json`` tells it.
+
+        ``received`` and ``alert`` are from capture to the subscriber, ``engine_busy`` is the share of the time in which
+        the engine had a frame.
+        """
         scores = [score for score, _ in self.scores]
         ms = {stage: [score.latency_ms[stage] for score in scores] for stage in STAGES}
         ms["received"] = [1e3 * (at - score.captured_at.timestamp()) for score, at in self.scores]
@@ -194,6 +197,7 @@ class Heard:
             "dropped": scores[-1].frame - scores[0].frame + 1 - len(scores),
             "alerts": len(self.alerts),
             "fps": round(self.fps, 2),
+            "engine_busy": round(self.fps * float(np.mean(ms["infer"])) / 1e3, 3),
             "cpus_used": round(self.cpu_seconds / self.seconds, 3),
             "resident_mib": round(self.resident / 2**20, 1),
             "ms": {stage: percentiles(values) for stage, values in ms.items()},
@@ -205,23 +209,9 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": round(float(np.median(values)), 3), "p99": round(float(np.quantile(values, 0.99)), 3)}
 
 
-def run_daemon(
-    task: Task, broker: LocalBroker, folder: Path, warm_up: int, n: int, on_score: Callable[[], None]
-) -> Heard:
-    """Run the daemon for ``n`` frames after ``warm_up``; fewer after Ctrl-C.
-
-    Args:
-        task: what it is to do.
-        broker: that it publishes to.
-        folder: not there yet; for settings, frames, state and log.
-        warm_up: frames that are not counted, at least one.
-        n: frames that are.
-        on_score: called after each score.
-
-    Raises:
-        EngineError: the station has failed, or says nothing; tells the end of its log.
-    """
-    config, log = folder / "station.toml", folder / "station.log"
+def write_settings(task: Task, broker: LocalBroker, folder: Path) -> Path:
+    """Write the frames and the settings of a task into a new folder; returns the settings file."""
+    config = folder / "station.toml"
     _write_frames(folder / "frames", task.frames)
     engine = task.engine.model_dump(mode="json", exclude_none=True)
     config.write_text(
@@ -237,6 +227,33 @@ def run_daemon(
         ),
         encoding="utf-8",
     )
+    return config
+
+
+def run_daemon(
+    task: Task,
+    broker: LocalBroker,
+    folder: Path,
+    warm_up: int,
+    n: int,
+    on_score: Callable[[], None],
+    module: str = "station",
+) -> Heard:
+    """Run the daemon for ``n`` frames after ``warm_up``; fewer after Ctrl-C.
+
+    Args:
+        task: what it is to do.
+        broker: that it publishes to.
+        folder: not there yet; for settings, frames, state and log.
+        warm_up: frames that are not counted.
+        n: frames that are, at least two.
+        on_score: called after each score.
+        module: that has the command ``run``.
+
+    Raises:
+        EngineError: the station has failed, or says nothing; tells the end of its log.
+    """
+    config, log = write_settings(task, broker, folder), folder / "station.log"
     messages: queue.SimpleQueue[tuple[mqtt.MQTTMessage, float]] = queue.SimpleQueue()
     ears = Connection(MqttSettings(host=HOST, port=broker.port, protocol=broker.protocol), "station-bench")
     ears.on_message = lambda message: messages.put((message, time.time()))
@@ -245,11 +262,8 @@ def run_daemon(
     try:
         if not ears.wait(_START_TIMEOUT):
             raise EngineError(f"no connection to the broker: {ears.problem or 'no answer'}")
-        started = time.time()
-        with station_process("run", "--config", str(config), log=log) as process:
-            heard = _listen(messages, process, log, warm_up, n, on_score)
-        heard.ready_seconds = heard.ready_seconds - started
-        return heard
+        with station_process("run", "--config", str(config), log=log, module=module) as process:
+            return _listen(messages, process, log, warm_up, n, on_score)
     finally:
         ears.stop(timeout=2.0)
 
@@ -288,16 +302,15 @@ def _listen(
             if message.topic.endswith("/alert"):
                 _take_alert(heard, message, at)
                 continue
-            heard.ready_seconds = heard.ready_seconds or at
             before += 1
             if before > warm_up:
-                cpu = cpu or _cpu_seconds(process.pid)
+                cpu = cpu or cpu_seconds(process.pid)
                 heard.scores.append((Score.model_validate_json(message.payload), at))
             on_score()
     except KeyboardInterrupt:
         if len(heard.scores) < 2:
             raise
-    heard.cpu_seconds = _cpu_seconds(process.pid) - cpu
+    heard.cpu_seconds = cpu_seconds(process.pid) - cpu
     heard.resident = _resident(process.pid)
     process.terminate()
     with suppress(queue.Empty):  # alerts that are still on their way: their pictures take a while
@@ -314,12 +327,13 @@ def _take_alert(heard: Heard, message: mqtt.MQTTMessage, at: float) -> None:
         heard.alerts.append((alert, at))
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used; 0 where there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:  # it has ended, or there is no /proc
+    except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / 100
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(pid: int) -> int:

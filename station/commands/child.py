@@ -15,7 +15,7 @@ _NOTHING: Mapping[str, str] = {}
 
 @contextmanager
 def station_process(
-    *arguments: str, log: Path, more: Mapping[str, str] = _NOTHING
+    *arguments: str, log: Path, more: Mapping[str, str] = _NOTHING, module: str = "station"
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """The ``station`` command, its output added to ``log``; ended with the block.
 
@@ -23,12 +23,13 @@ def station_process(
         arguments: of the command.
         log: a file.
         more: environment variables to set.
+        module: that Python runs.
     """
     # A STATION_... variable of the user's own station must not reach this one.
     environment = {key: value for key, value in os.environ.items() if not key.upper().startswith(ENV_PREFIX)}
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "station", *arguments],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
