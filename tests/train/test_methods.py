@@ -316,7 +316,7 @@ def test_losses_in_bf16_are_those_of_float32(name: str, data: Path) -> None:
 @pytest.fixture(scope="module", params=OTHERS)
 def run(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    trainer = make_trainer(data, request.param, steps=20)
+    trainer = make_trainer(data, request.param, steps=60)  # fewer leave GANomaly latents that differ by rounding
     before = weights(trainer)
     assert train(trainer, folder, on_step=lambda progress: None)
     for net in range(2):  # E and G
