@@ -110,12 +110,44 @@ def _flattens(node: NodeProto, model: onnx.ModelProto, shapes: Mapping[str, Shap
     return node.op_type in _PIXELWISE and len(sizes) <= 1 and all(math.prod(shape) == 1 for shape in numbers)
 
 
-REWRITES: tuple[Callable[[onnx.ModelProto], None], ...] = (flatten_images, name_batch)
+def enlarge_together(model: onnx.ModelProto) -> None:
+    """Enlarge maps of one channel, (N, 1, H, W), as the channels of a single image, (1, N, H, W).
+
+    Vector units work on several channels at once, and patches are as independent as channels are.
+    """
+    shapes = _shapes(model)
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "Resize" or not _enlarges_maps(node, model, shapes):
+            nodes.append(node)
+            continue
+        source, (output,) = node.input[0], node.output
+        changed = NodeProto()
+        changed.CopyFrom(node)
+        changed.input[0], changed.output[0] = f"{output}.maps", f"{output}.enlarged"
+        nodes += [
+            _reshape(model, source, changed.input[0], (-1, *shapes[source][2:]), first=1),
+            changed,
+            _reshape(model, changed.output[0], output, shapes[output][1:], first=-1),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    _drop_unused(model)
 
 
-def _reshape(model: onnx.ModelProto, source: str, target: str, sizes: Sequence[int]) -> NodeProto:
-    """Its first axis stays as it is, the others become ``sizes``."""
-    shape = _add_constant(model, f"{target}.shape", [0, *sizes])
+def _enlarges_maps(node: NodeProto, model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
+    """Whether it enlarges one channel by constant factors, and neither channels nor patches."""
+    before, after = shapes[node.input[0]], shapes[node.output[0]]
+    one_channel = len(before) == len(after) == 4 and before[1] == after[1] == 1 and -1 not in (*before[2:], *after[2:])
+    return one_channel and len(node.input) == 3 and _constant(model, node.input[2])[:2] == [1, 1]
+
+
+REWRITES: tuple[Callable[[onnx.ModelProto], None], ...] = (flatten_images, enlarge_together, name_batch)
+
+
+def _reshape(model: onnx.ModelProto, source: str, target: str, sizes: Sequence[int], first: int = 0) -> NodeProto:
+    """The axes behind the first become ``sizes``. The first stays as it is, unless another size is given."""
+    shape = _add_constant(model, f"{target}.shape", [first, *sizes])
     return helper.make_node("Reshape", [source, shape], [target], f"{target}.reshape")
 
 

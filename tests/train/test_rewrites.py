@@ -14,24 +14,24 @@ from onnx.reference import ReferenceEvaluator
 from tests.support.scorers import DTYPES, image_size, make_scorer, run_graph, some_patches
 from train.graph import RECONSTRUCTION, plain_graph
 from train.graph_rules import IR_VERSION, OPSET
-from train.rewrites import REWRITES, flatten_images, name_batch, rewrite
+from train.rewrites import REWRITES, enlarge_together, flatten_images, name_batch, rewrite
 
-SCORERS = [  # an export takes seconds
-    ("block0.conv1", "texture", "fp32", False),
-    ("block2", "object", "fp32", False),
-    ("block0.conv1", "texture", "fp16", True),
+SCORERS = [  # feature layer, category, precision, locator, folded; an export takes seconds
+    ("block0.conv1", "texture", "fp32", True, True),
+    ("block2", "object", "fp32", False, False),
+    ("block0.conv1", "texture", "fp16", True, False),
 ]
 
 
 @pytest.fixture(scope="module", params=SCORERS, ids=lambda scorer: "-".join(map(str, scorer)))
 def exported(request):
     """A plain graph, and the patches it takes: noise, black, white, one white pixel."""
-    layer, category, precision, locator = request.param
+    layer, category, precision, locator, folded = request.param
     size = image_size(category)
     patches = some_patches(4, size)
     patches[1], patches[2], patches[3] = 0, 255, 0
     patches[3, 0, -1] = 255
-    return plain_graph(make_scorer(layer, category, locator=locator), size, DTYPES[precision]), patches
+    return plain_graph(make_scorer(layer, category, locator=locator, folded=folded), size, DTYPES[precision]), patches
 
 
 def is_fp16(model):
@@ -46,12 +46,24 @@ def assert_same(found, expected, error=1e-5):
         np.testing.assert_allclose(a, b, rtol=error, atol=error * np.abs(b).max())
 
 
+def applied(apply, plain):
+    """A graph after a rewrite; None where it has nothing to rewrite."""
+    changed = copy.deepcopy(plain)
+    apply(changed)
+    has_map = any(output.name == "anomaly_map" for output in plain.graph.output)
+    if apply is enlarge_together and not has_map:
+        assert changed == plain
+        return None
+    assert changed != plain
+    return changed
+
+
 @pytest.mark.parametrize("apply", [*REWRITES, rewrite], ids=lambda apply: apply.__name__)
 def test_a_rewritten_scorer_computes_the_same(exported, apply):
     plain, patches = exported
-    changed = copy.deepcopy(plain)
-    apply(changed)
-    assert changed != plain
+    changed = applied(apply, plain)
+    if changed is None:
+        return
     onnx.checker.check_model(changed, full_check=True)
     assert [value.name for value in changed.graph.output] == [value.name for value in plain.graph.output]
     found, expected = (run_graph(model.SerializeToString(), patches) for model in (changed, plain))
@@ -61,11 +73,11 @@ def test_a_rewritten_scorer_computes_the_same(exported, apply):
 
 @pytest.mark.parametrize("apply", [*REWRITES, rewrite], ids=lambda apply: apply.__name__)
 def test_applying_it_again_changes_nothing(exported, apply):
-    once = copy.deepcopy(exported[0])
-    apply(once)
-    twice = copy.deepcopy(once)
-    apply(twice)
-    assert twice == once
+    once = applied(apply, exported[0])
+    if once is not None:
+        twice = copy.deepcopy(once)
+        apply(twice)
+        assert twice == once
 
 
 def test_every_tensor_of_the_generator_counts_as_many_patches_as_the_input(exported):
@@ -185,6 +197,23 @@ def test_any_chain_of_pixelwise_operators_computes_the_same(operators, channels,
     assert_same(evaluate(changed, x), evaluate(model, x))
 
 
+def a_resize(channels, scales, height=4):
+    nodes = [helper.make_node("Resize", ["x", "", "s"], ["y"], mode="linear")]
+    return make_model(nodes, {"s": np.array(scales, np.float32)}, 4, channels, height)
+
+
+@settings(max_examples=20, deadline=None)
+@given(scale=st.sampled_from([1, 2, 3]), height=st.integers(1, 6), n=st.integers(1, 4))
+def test_maps_of_one_channel_are_enlarged_together(scale, height, n):
+    model = a_resize(1, [1, 1, scale, 2], height)
+    changed = copy.deepcopy(model)
+    enlarge_together(changed)
+    assert [node.op_type for node in changed.graph.node] == ["Reshape", "Resize", "Reshape"]
+    onnx.checker.check_model(changed, full_check=True)
+    x = np.random.default_rng(n).normal(size=(n, 1, height, 5)).astype(np.float32)
+    assert_same(evaluate(changed, x), evaluate(model, x))
+
+
 UNKNOWN = {
     "no tanh": make_model([helper.make_node("Abs", ["x"], ["y"])], {}, 4),
     "rows alone summed": make_model(
@@ -204,6 +233,13 @@ UNKNOWN = {
         [helper.make_node("Reshape", ["x", "s"], ["y"])], {"s": np.array([-1, 4, 5])}, 3
     ),
 }
+
+
+@pytest.mark.parametrize(("channels", "scales"), [(2, [1, 1, 2, 2]), (1, [1, 2, 2, 2]), (1, [2, 1, 2, 2])])
+def test_what_is_no_map_of_one_channel_is_enlarged_as_it_is(channels, scales):
+    model = a_resize(channels, scales)
+    enlarge_together(model)
+    assert model == a_resize(channels, scales)
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
