@@ -1,7 +1,8 @@
-"""The daemon: capture thread → inspect thread → publish thread, and the main thread that watches over them.
+"""The daemon: capture thread → inspect threads → publish thread, and the main thread that watches over them.
 
-Capture, inspection and publisher bring their threads and bounded hand-overs along. The main thread wakes a few
-times a second to see how they do, tells that to the broker and to systemd, and carries commands out.
+Capture, inspection (station/inspecting.py) and publisher bring their threads and bounded hand-overs along. The main
+thread wakes a few times a second to see how they do, tells that to the broker and to systemd, and carries commands
+out.
 """
 
 import queue
