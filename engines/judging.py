@@ -1,13 +1,14 @@
 """From the scores of patches to what a frame is judged by. Training-side evaluation and the station judge with this."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from engines.engine import Float32Array, PatchScores
 from engines.manifest import Description, Standards
-from engines.tiling import PatchGrid
+from engines.tiling import PatchGrid, Size
 
 _FINE_SIGMA = 2.5
 """A blur is computed at a resolution at which it is about this wide: 8 ms instead of 123 for a 1920 x 1080 frame."""
@@ -60,9 +61,7 @@ class Judging:
         heat = smoothed(grid.assemble(scores.anomaly_map), self.smoothing)
         if self.standards is not None:
             heat = standardised(heat, self.standards)
-        P = grid.patch
-        peaks = [heat[y : y + P, x : x + P].max() for y, x in grid.origins]
-        return Judged(np.asarray(peaks, np.float32), heat)
+        return Judged(grid.peaks(heat), heat)
 
 
 def standardised(heat: Float32Array, standards: Standards) -> Float32Array:
@@ -71,7 +70,8 @@ def standardised(heat: Float32Array, standards: Standards) -> Float32Array:
     if standards.medians is None:
         return deviations
     # Beyond what good frames have, a median is not taken off: a frame that is wrong all over stays wrong.
-    return deviations - np.float32(np.clip(np.median(thin(deviations)), *standards.medians))
+    deviations -= np.float32(np.clip(np.median(thin(deviations)), *standards.medians))
+    return deviations
 
 
 def thin(heat: Float32Array) -> Float32Array:
@@ -81,12 +81,23 @@ def thin(heat: Float32Array) -> Float32Array:
 
 def by_place(heat: Float32Array, standards: Standards) -> Float32Array:
     """A smoothed map in deviations from what its places are used to; float32 (h, w)."""
-    height, width = heat.shape
+    mean, deviation = _standards_of_size(standards, heat.shape)
+    deviations = heat - mean
+    deviations /= deviation
+    return deviations
+
+
+@lru_cache(maxsize=2)  # a station's frames are all of one size
+def _standards_of_size(standards: Standards, size: Size) -> tuple[Float32Array, Float32Array]:
+    """Mean and deviation for every pixel of a map of (height, width); not to be written to."""
+    height, width = size
     mean, deviation = (
-        cv2.resize(np.array(rows, np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+        np.asarray(cv2.resize(np.array(rows, np.float32), (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
         for rows in (standards.mean, standards.deviation)
     )
-    return np.asarray((heat - mean) / deviation, np.float32)
+    for field in (mean, deviation):
+        field.setflags(write=False)
+    return mean, deviation
 
 
 def smoothed(image: Float32Array, sigma: float) -> Float32Array:

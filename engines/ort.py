@@ -18,8 +18,8 @@ VERSION: str = onnxruntime.__version__
 
 CHUNK_PIXELS = 2**16
 """The graph never gets more at once, however narrow it is: 16 patches of 64 x 64. Of 64 at once, each cost 10 % more at
-width 3 and 4 % at width 8. Where other programs use the cache, too, convolutions whose input is beyond some 4 MB took two
-to three times as long; 16 patches of width 8 stay below."""
+width 3 and 4 % at width 8. Where other programs need the cache as well, convolutions that read more than some 4 MB took
+two to three times as long; 16 patches of width 8 stay below."""
 
 _ADDS_RIGHT_SINCE = (1, 28)
 """1.17 to 1.26 mixed up channels in, or failed at, what :func:`_fuse` makes; 1.28, 1.30 and 1.32 did not."""

@@ -80,16 +80,36 @@ class PatchGrid:
             raise ValueError(f"residual has shape {residual.shape}, the grid needs {(self.n, P, P)}")
         height, width = self.prepared_size
         maps = residual.reshape(len(self.rows), len(self.columns), P, P)
+        total = np.empty((height, width), np.float32)
         # Rows and columns are independent, so R + C additions of whole strips do the work of R·C patches.
-        strips = np.zeros((len(self.rows), P, width), np.float32)
-        for column, x in enumerate(self.columns):
-            strips[:, :, x : x + P] += maps[:, column]
-        total = np.zeros((height, width), np.float32)
-        for row, y in enumerate(self.rows):
-            total[y : y + P] += strips[row]
-        total /= _coverage(self.rows, P, height)[:, None]
-        total /= _coverage(self.columns, P, width)[None, :]
+        apart = len(self.rows) * P == height
+        strips = total.reshape(-1, P, width) if apart else np.empty((len(self.rows), P, width), np.float32)
+        for column, (x, shared) in enumerate(_overlaps(self.columns, P)):
+            strips[:, :, x : x + shared] += maps[:, column, :, :shared]
+            strips[:, :, x + shared : x + P] = maps[:, column, :, shared:]
+        for row, (y, shared) in enumerate([] if apart else _overlaps(self.rows, P)):
+            total[y : y + shared] += strips[row, :shared]
+            total[y + shared : y + P] = strips[row, shared:]
+        several, count = _several(self.rows, P)
+        total[several] /= count[:, None]
+        several, count = _several(self.columns, P)
+        total[:, several] /= count
         return total
+
+    def peaks(self, prepared_map: Float32Array) -> Float32Array:
+        """The highest value in each patch.
+
+        Args:
+            prepared_map: float32 (h, w), prepared pixels.
+
+        Returns:
+            float32 (N,), in the order of ``origins``.
+        """
+        self._check(prepared_map)
+        P = self.patch
+        strips = np.stack([prepared_map[y : y + P].max(axis=0) for y in self.rows])
+        peaks = np.stack([strips[:, x : x + P].max(axis=1) for x in self.columns], axis=1)
+        return peaks.ravel()
 
     def to_frame(self, prepared_map: Float32Array) -> Float32Array:
         """Bring a map from prepared to frame pixels.
@@ -100,12 +120,15 @@ class PatchGrid:
         Returns:
             float32 (frame h, frame w); zero outside the ROI.
         """
-        if prepared_map.shape != self.prepared_size:
-            raise ValueError(f"map has shape {prepared_map.shape}, the grid needs {self.prepared_size}")
+        self._check(prepared_map)
         x, y, w, h = self.roi
         frame_map = np.zeros(self.frame_size, np.float32)
         frame_map[y : y + h, x : x + w] = _resize(prepared_map, (h, w))
         return frame_map
+
+    def _check(self, prepared_map: Float32Array) -> None:
+        if prepared_map.shape != self.prepared_size:
+            raise ValueError(f"map has shape {prepared_map.shape}, the grid needs {self.prepared_size}")
 
 
 class Tiler:
@@ -208,12 +231,20 @@ def _starts(length: int, patch: int, stride: int) -> NDArray[np.int32]:
     return starts
 
 
-def _coverage(starts: NDArray[np.int32], patch: int, length: int) -> Float32Array:
-    """How many patches hold each pixel along one side, float32 (length,)."""
-    count = np.zeros(length, np.float32)
+def _overlaps(starts: NDArray[np.int32], patch: int) -> list[tuple[int, int]]:
+    """First pixel of each patch along one side, and how many of its pixels the patches before it hold, too."""
+    ends = np.concatenate(([0], starts[:-1] + patch))
+    return [(int(start), int(end - start)) for start, end in zip(starts, ends, strict=True)]
+
+
+def _several(starts: NDArray[np.int32], patch: int) -> tuple[slice, Float32Array]:
+    """The stretch along one side that holds all pixels of more than one patch, and how many patches hold each there."""
+    count = np.zeros(int(starts[-1]) + patch, np.float32)
     for start in starts:
         count[start : start + patch] += 1
-    return count
+    shared = np.flatnonzero(count > 1)
+    several = slice(int(shared[0]), int(shared[-1]) + 1) if shared.size else slice(0)
+    return several, count[several]
 
 
 def _resize(image: Pixels, size: Size) -> Pixels:

@@ -122,6 +122,29 @@ def test_standards_fit_any_size_of_frame():
         np.testing.assert_allclose(standardised(np.full(size, 3, np.float32), used_to), np.ones(size, np.float32))
 
 
+def test_standards_are_told_apart_and_written_out_they_are_the_same():
+    """Frames of several sizes and standards in turn, as they are kept between frames."""
+    rng = np.random.default_rng(0)
+    several = [
+        Standards(mean=rng.random((4, 6)).tolist(), deviation=(rng.random((4, 6)) + 0.5).tolist(), n_frames=9,
+                  medians=medians)
+        for medians in (None, (-9.0, 9.0), (0.1, 0.2))
+    ]  # fmt: skip
+    for size in ((90, 140), (64, 64), (90, 140), (481, 333)):
+        heat = rng.random(size, np.float32)
+        before = heat.copy()
+        for used_to in several:
+            mean, deviation = (
+                cv2.resize(np.array(rows, np.float32), size[::-1]) for rows in (used_to.mean, used_to.deviation)
+            )
+            expected = (heat - mean) / deviation
+            if used_to.medians is not None:
+                expected = expected - np.float32(np.clip(np.median(expected[::4, ::4]), *used_to.medians))
+            np.testing.assert_array_equal(standardised(heat, used_to), expected)
+            assert standardised(heat, used_to).dtype == np.float32
+        np.testing.assert_array_equal(heat, before)
+
+
 @pytest.mark.parametrize(
     ("mean", "deviation"),
     [

@@ -107,6 +107,17 @@ def test_assemble_is_the_mean_of_what_overlaps(layout, seed):
     np.testing.assert_allclose(assembled, total / count, atol=1e-5)
 
 
+@given(layouts(), st.integers(0, 2**32 - 1))
+def test_peaks_are_the_highest_values_of_the_patches(layout, seed):
+    tiler, frame_size = layout
+    grid = tiler.grid(frame_size)
+    P = grid.patch
+    heat = np.random.default_rng(seed).normal(size=grid.prepared_size).astype(np.float32)
+    peaks = grid.peaks(heat)
+    assert peaks.dtype == np.float32
+    np.testing.assert_array_equal(peaks, [heat[y : y + P, x : x + P].max() for y, x in grid.origins])
+
+
 @given(layouts())
 def test_a_map_comes_back_to_its_place_in_the_frame(layout):
     tiler, (height, width) = layout
@@ -226,3 +237,5 @@ def test_maps_of_the_wrong_shape_are_refused():
         grid.assemble(np.zeros((3, 16, 16), np.float32))
     with pytest.raises(ValueError, match="the grid needs"):
         grid.to_frame(np.zeros((16, 32), np.float32))
+    with pytest.raises(ValueError, match="the grid needs"):
+        grid.peaks(np.zeros((16, 32), np.float32))
