@@ -37,7 +37,7 @@ STAGES = ("wait", "prepare", "infer", "judge", "total")
 """Of score messages."""
 _NO_ALERTS = 1e9
 _START_TIMEOUT = 10.0  # seconds, of a broker
-_LATE = 0.5  # seconds of silence after which no more alerts are waited for
+_STOP_TIMEOUT = 5.0  # of the station
 _SILENCE = 60.0  # seconds without a message after which the station counts as hung
 
 _SETTINGS = """\
@@ -173,8 +173,8 @@ class Heard:
 
     @property
     def seconds(self) -> float:
-        """Between the first score and the last."""
-        return self.scores[-1][1] - self.scores[0][1]
+        """Between the first score and the last, by the station's clock: they may arrive in bursts."""
+        return (self.scores[-1][0].at - self.scores[0][0].at).total_seconds()
 
     @property
     def fps(self) -> float:
@@ -293,12 +293,17 @@ def _listen(
     on_score: Callable[[], None],
 ) -> Heard:
     heard, before, cpu = Heard(), 0, 0.0
+    last = time.monotonic()
     try:
         while len(heard.scores) < n:
+            over = process.poll() is not None or time.monotonic() - last > _SILENCE  # asked before the last look
             try:
-                message, at = messages.get(timeout=_SILENCE if process.poll() is None else 0.1)
+                message, at = messages.get(timeout=1.0)
             except queue.Empty:
+                if not over:
+                    continue
                 raise EngineError("\n".join(["the daemon fell silent. Its log ends with:", *last_lines(log)])) from None
+            last = time.monotonic()
             if message.topic.endswith("/alert"):
                 _take_alert(heard, message, at)
                 continue
@@ -313,11 +318,14 @@ def _listen(
     heard.cpu_seconds = cpu_seconds(process.pid) - cpu
     heard.resident = _resident(process.pid)
     process.terminate()
-    with suppress(queue.Empty):  # alerts that are still on their way: their pictures take a while
-        while True:
-            message, at = messages.get(timeout=_LATE)
-            if message.topic.endswith("/alert"):
-                _take_alert(heard, message, at)
+    over, deadline = False, time.monotonic() + _STOP_TIMEOUT
+    while not over:  # alerts may still be on their way: their pictures take a while
+        over = process.poll() is not None or time.monotonic() > deadline
+        with suppress(queue.Empty):
+            while True:
+                message, at = messages.get(timeout=0.2)
+                if message.topic.endswith("/alert"):
+                    _take_alert(heard, message, at)
     return heard
 
 
