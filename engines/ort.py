@@ -22,7 +22,7 @@ width 3 and 4 % at width 8. Where other programs need the cache as well, convolu
 two to three times as long; 16 patches of width 8 stay below."""
 
 _ADDS_RIGHT_SINCE = (1, 28)
-"""1.17 to 1.26 mixed up channels in, or failed at, what :func:`_fuse` makes; 1.28, 1.30 and 1.32 did not."""
+"""1.17 to 1.26 mixed up channels in, or failed at, what :func:`fuse` makes; 1.28, 1.30 and 1.32 did not."""
 
 _LOG_FATAL_ONLY = 4  # errors come as exceptions; without this they are printed as well
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -58,9 +58,9 @@ class OnnxRuntimeEngine:
             raise BackendError(f"{file}: this bundle has no graph for {precision}")
         threads = count_threads(settings)
         try:
-            if _version() >= _ADDS_RIGHT_SINCE:
-                graph = _fuse(graph)
-            session = onnxruntime.InferenceSession(graph, _options(threads), providers=["CPUExecutionProvider"])
+            if fuses():
+                graph = fuse(graph)
+            session = onnxruntime.InferenceSession(graph, session_options(threads), providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:
             raise BackendError(
                 f"{file}: ONNX Runtime {VERSION} refuses the graph ({_first_line(error)}); update "
@@ -107,7 +107,8 @@ class OnnxRuntimeEngine:
         self._session = None
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """How a session is opened."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _LOG_FATAL_ONLY
@@ -119,7 +120,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _fuse(graph: bytes) -> bytes:
+def fuse(graph: bytes) -> bytes:
     """The graph in ONNX Runtime's own operators, where a convolution also adds a block's skip and does its LeakyReLU.
 
     On x86, ONNX Runtime lays convolutions out in blocks of channels before it looks for a LeakyReLU behind an addition,
@@ -127,7 +128,7 @@ def _fuse(graph: bytes) -> bytes:
     and, opening the result, once with them: 9 % faster at widths 8 and 16.
     """
     with os.fdopen(os.memfd_create("scorer"), "rb") as file:
-        options = _options(threads=1)
+        options = session_options(threads=1)
         options.optimized_model_filepath = f"/proc/self/fd/{file.fileno()}"
         onnxruntime.InferenceSession(
             graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=["NchwcTransformer"]
@@ -135,8 +136,9 @@ def _fuse(graph: bytes) -> bytes:
         return file.read()
 
 
-def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in VERSION.split(".")[:2])
+def fuses() -> bool:
+    """Whether this version runs right what :func:`fuse` makes."""
+    return tuple(int(part) for part in VERSION.split(".")[:2]) >= _ADDS_RIGHT_SINCE
 
 
 def _tensors(nodes: Iterable[Any]) -> list[Found]:

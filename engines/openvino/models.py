@@ -129,7 +129,7 @@ def load_model(model: bytes, precision: Precision, settings: EngineSettings) -> 
         PlanError: OpenVINO does not take it.
     """
     try:
-        return library.core().import_model(io.BytesIO(model), library.DEVICE, _config(precision, settings))
+        return library.core().import_model(io.BytesIO(model), library.DEVICE, properties(precision, settings))
     except RuntimeError as error:
         raise PlanError(f"OpenVINO {library.version()} refuses the compiled model ({library.reason(error)})") from error
 
@@ -139,7 +139,8 @@ def _graph(bundle: Bundle, precision: Precision) -> bytes | None:
     return bundle.variant("fp32" if precision == "bf16" else precision)
 
 
-def _config(precision: Precision, settings: EngineSettings) -> dict[str, Any]:
+def properties(precision: Precision, settings: EngineSettings) -> dict[str, Any]:
+    """What OpenVINO is told when it compiles or loads a model."""
     # What an int8 graph leaves in float is computed as low as the CPU can: who allows int8 allows bf16.
     floats: Precision = "fp32" if precision == "fp32" or "BF16" not in library.capabilities() else "bf16"
     return {
@@ -159,7 +160,7 @@ def _compile(bundle: Bundle, graph: bytes, precision: Precision, settings: Engin
         frontend = library.openvino().frontend.FrontEndManager().load_by_framework("onnx")
         model = frontend.convert(frontend.load(io.BytesIO(graph)))
         check_graph(bundle.manifest, file, _tensors(model.inputs), _tensors(model.outputs))
-        compiled = library.core().compile_model(model, library.DEVICE, _config(precision, settings))
+        compiled = library.core().compile_model(model, library.DEVICE, properties(precision, settings))
     except library.errors() as error:
         raise BackendError(
             f"{file}: OpenVINO {library.version()} refuses the graph ({library.reason(error)}); export the bundle "
