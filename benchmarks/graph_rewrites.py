@@ -1,12 +1,13 @@
 """What each rewrite of the exported graph saves, and what those would that were tried and left out.
 
 The graph as torch writes it beside the same one after each rewrite of ``train.rewrites``, after all of them, and after
-all of them and one that did not pay; in ONNX Runtime, and in OpenVINO in float32 and bf16 where it is installed. All
-take turns, one frame of patches each. "times plain" is the median of the rounds' ratios to the plain graph, of which
-"no fusing" takes away ONNX Runtime's second optimization (``engines.ort.fuse``); "difference" is the largest between
-any output of the two, as a share of the largest value; "of the peak" is the plain graph's multiplications and additions
-by the rate of a large matrix product in the same type and with as many threads, measured in this process by torch. What
-a rewrite saves in arithmetic so counts as a higher share. Untrained weights: speed does not depend on them.
+all of them and one that did not pay; in ONNX Runtime, and in OpenVINO in float32 and bf16 where it is installed. "no
+fusing" is without ONNX Runtime's second optimization (``engines.ort.fuse``), which all others have.
+
+All take turns, one frame of patches each. "times plain" is the median of the rounds' ratios to the plain graph.
+"difference" is the largest between any output of the two, as a share of its largest value. "of the peak" compares the
+plain graph's multiplications and additions a second with those of a large matrix product in the same type and with as
+many threads, which torch computes in this process. Weights are untrained, for speed does not depend on them.
 
     python -m benchmarks.graph_rewrites --json benchmarks/results/graph_rewrites.json
     python -m benchmarks.graph_rewrites --widths 16 --threads 1 --patches 16

@@ -13,8 +13,8 @@ from engines.errors import BackendError
 from engines.manifest import Manifest, Tensor
 
 # Activations take about 64 bytes per pixel and unit of width (measured: width 16, 64 x 64: 4.2 MB a patch), so this
-# many pixels times width keep them near 130 MB: 32 patches of a width-16 texture model. Per patch, 16 at once cost 8 %
-# more CPU time than 32, one alone 45 %, and 64 or 128 save 7 % (ONNX Runtime).
+# many pixels times width keep them near 130 MB: 64 patches of a width-8 texture model. Of 32 at once, OpenVINO took
+# up to 4 % more CPU time for each, of 16 up to 11 % more.
 CHUNK_PIXELS_TIMES_WIDTH = 2**21
 
 
