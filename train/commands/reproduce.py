@@ -17,7 +17,7 @@ from rich.table import Table
 
 from engines.errors import EngineError, ImageError
 from engines.files import write_whole
-from train.commands.fit import DEFAULT_MINUTES, EXIT_INTERRUPTED, parse_arguments
+from train.commands.fit import EXIT_INTERRUPTED, parse_arguments
 from train.errors import DataError
 from train.paper_tables import CATEGORIES, MEANS, TABLES, PublishedTable
 from train.reproduce import (
@@ -92,8 +92,8 @@ def reproduce(
 ) -> None:
     """Train and evaluate every category of MVTec AD, and lay the figures beside those of the paper.
 
-    Textures are taken as textures, objects as objects, as in the paper; the budget is that of `fit`, 15 minutes each,
-    if no other is given. Ctrl-C saves; the same command goes on, and finished categories are not done again. One that
+    Textures are taken as textures, objects as objects, as in the paper; the budget is that of `fit`, if no other
+    is given. Ctrl-C saves; the same command goes on, and finished categories are not done again. One that
     fails is reported and the others go on. The data set is MVTec's to give: CC BY-NC-SA 4.0, not for commercial use.
 
     Example: `station-train reproduce --mvtec mvtec_anomaly_detection --out reproduction`
@@ -186,8 +186,6 @@ def _announcement(
         lines.append(f"{len(categories)} of {len(CATEGORIES)} categories are there; without {missing}")
     line = f"{todo} of {runs} trainings to do"
     minutes = given["minutes"]
-    if minutes is None and given["steps"] is None and given["preset_name"] in {None, "default"}:
-        minutes = DEFAULT_MINUTES
     if minutes and todo:
         line += f", at most {minutes:g} minutes each and {todo * minutes / 60:.2g} hours in all"
     return [*lines, line]
