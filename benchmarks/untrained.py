@@ -5,6 +5,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 
 from engines.bundle import Bundle
@@ -30,6 +31,10 @@ def untrained_run(folder: Path, **changes: Any) -> Path:  # noqa: ANN401 - setti
     if not isinstance(loaded, TrainingImages):  # the last thing that it yields always is
         raise TypeError(type(loaded))
     trainer = Trainer(config, loaded, Fabric(accelerator="cpu", devices=1))
+    for module in filter(None, (*trainer.averaged, trainer.critic, trainer.averaged_locator)):
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):  # those of 0 are not exported, and engines fuse other nodes
+                torch.nn.init.normal_(parameter, std=0.1)
     checkpoint.save(folder / checkpoint.CHECKPOINT_FILE, trainer.state())
     return folder
 
