@@ -14,8 +14,8 @@ from engines.tiling import Tiler
 PAGE = Path(__file__).with_name("choosing.md")
 PATCH = 64  # side of a texture's patches, pixels: the networks' (train/networks.py)
 STANDARD_LENSES = (4, 6, 8, 12, 16, 25, 35, 50, 75)  # focal lengths that C-mount lenses are sold with, mm
-# One thread of a server's core, width 8: docs/quality.md, 116 and 193 ms for 64 patches.
-MS_PER_PATCH = {"without the locator": 116 / 64, "with the locator": 193 / 64}
+# One thread of a server's core, width 8, ONNX Runtime: decision 71 and docs/performance.md.
+MS_PER_PATCH = {"without the locator": 59 / 64, "with the locator": 82 / 64}
 
 
 def scale_of_view(smallest_defect: float, pixels: float) -> float:
