@@ -1,4 +1,4 @@
-"""Pictures of what a model sees: input, reconstruction, residual and mask, one row a frame."""
+"""Pictures of what a model sees: input, reconstruction, residual, anomaly map and mask, one row a frame."""
 
 import io
 from collections.abc import Sequence
@@ -49,25 +49,35 @@ def pick_cases(evaluation: Evaluation, n: int = CASES_OF_A_KIND) -> list[Case]:
 
 
 def draw_sheet(rows: Sequence["Shown"]) -> bytes:
-    """Draw cases as a PNG: input, reconstruction G(E(x)), residual |x - G(E(x))|, and the mask's outline.
+    """Draw cases as a PNG: input, reconstruction G(E(x)), residual |x - G(E(x))|, anomaly map, and the mask's outline.
 
     Args:
         rows: what to show, at least one. Without a defective image among them there is no column for masks, without
-            reconstructions none for these.
+            reconstructions none for these; and none for maps where frames are judged by A(x).
     """
-    hottest = max(float(row.residual.max()) for row in rows) or 1.0  # one scale for all rows
+    hottest, highest = (  # one scale for all rows
+        max(float(picture.max()) for picture in pictures) or 1.0
+        for pictures in ([row.residual for row in rows], [row.heat for row in rows])
+    )
     any_defect = any(row.case.image.defect for row in rows)
-    n_columns = 2 + (rows[0].reconstruction is not None) + any_defect
+    any_map = any(not np.array_equal(row.heat, row.residual) for row in rows)
+    n_columns = 2 + (rows[0].reconstruction is not None) + any_map + any_defect
     figure = Figure(figsize=(n_columns * _CELL_INCHES, len(rows) * _CELL_INCHES * 1.15), layout="constrained")
     for axes, row in zip(figure.subplots(len(rows), n_columns, squeeze=False), rows, strict=True):
         cells = iter(axes)
         _show(next(cells), row.photo, f"{row.case.why}\n{row.case.name}")
         if row.reconstruction is not None:
             _show(next(cells), row.reconstruction, "reconstruction")
-        _show(next(cells), row.residual, f"residual, score {row.score:,.1f}", hottest)
+        scored = f"score {row.score:,.1f}"
+        _show(next(cells), row.residual, "residual" if any_map else f"residual, {scored}", hottest)
+        if any_map:
+            _show(next(cells), row.heat, f"anomaly map, {scored}", highest)
         if any_defect:
             _show(next(cells), row.outlined, row.truth)
-    figure.suptitle(f"residual |x - G(E(x))|: black 0, yellow {hottest:.2f} of at most 2", fontsize=7)
+    scales = f"residual |x - G(E(x))|: black 0, yellow {hottest:.2f} of at most 2"
+    if any_map:
+        scales += f"; anomaly map: black 0 and less, yellow {highest:.1f}"
+    figure.suptitle(scales, fontsize=7)
     return png(figure)
 
 

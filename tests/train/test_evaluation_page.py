@@ -1,8 +1,10 @@
 """evaluation.html of made-up scores: what it says, and that names of folders and files cannot harm it."""
 
+import dataclasses
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from train.evaluate import Evaluation, Metrics
 from train.evaluation_page import render
 from train.labelled import LabelledImage
 from train.metrics import image_metrics
-from train.sheet import Case, Shown
+from train.sheet import Case, Shown, draw_sheet
 
 EVIL = "<script>alert(1)</script>"
 DESCRIPTION = make_description(Preprocessing(colour="rgb", frame_size=None, scale=1.0, patch_size=32, stride=32))
@@ -54,6 +56,15 @@ CASES = [
     shown("worst: defect, scored low", "stain", 1.5),
     shown("best: defect, scored high", "hole", 50.0),
 ]
+
+
+def test_the_sheet_shows_the_map_that_frames_are_judged_by():
+    by_map = [dataclasses.replace(case, heat=case.heat**2) for case in CASES]
+    by_residual, with_map = (
+        cv2.imdecode(np.frombuffer(draw_sheet(cases), np.uint8), cv2.IMREAD_COLOR) for cases in (CASES, by_map)
+    )
+    assert 1.2 < with_map.shape[1] / by_residual.shape[1] < 1.5  # four columns instead of three
+    assert with_map.shape[0] == pytest.approx(by_residual.shape[0], rel=0.02)
 
 
 def test_the_result_in_words():
