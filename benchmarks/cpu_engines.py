@@ -176,20 +176,13 @@ def main() -> None:
         "rounds": options.rounds,
         "rows": [],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            bundles = [read_bundle(path) for path in options.bundle]
-            for width in [] if bundles else options.widths:
-                print(f"exporting an untrained bundle of width {width}")
-                with capture_logs():
-                    bundles.append(untrained(Path(folder), "int8", width=width))
-            run(bundles, options.threads, options.patches, options.rounds, result)
-        except EngineError as error:
-            parser.exit(1, f"{error}\n")
-        except KeyboardInterrupt:
-            Console(stderr=True).print("stopped; this is what was measured")
-    machine.write(options.json, result)
-    show(result)
+    with machine.reporting(parser, options.json, result, show), tempfile.TemporaryDirectory() as folder:
+        bundles = [read_bundle(path) for path in options.bundle]
+        for width in [] if bundles else options.widths:
+            print(f"exporting an untrained bundle of width {width}")
+            with capture_logs():
+                bundles.append(untrained(Path(folder), "int8", width=width))
+        run(bundles, options.threads, options.patches, options.rounds, result)
 
 
 if __name__ == "__main__":

@@ -266,12 +266,8 @@ def main() -> None:
     options.threads = options.threads or ([every] if options.quick else sorted({1, every}))
     options.rounds = options.rounds or (5 if options.quick else 9)
     result: dict[str, Any] = {"machine": machine.describe(options.threads), "patches": options.patches, "rows": []}
-    try:
+    with machine.reporting(parser, options.json, result, show):
         measure(options, result)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; this is what was measured")
-    machine.write(options.json, result)
-    show(result)
 
 
 if __name__ == "__main__":

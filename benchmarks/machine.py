@@ -5,7 +5,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +16,15 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from engines.cpu import cpu_name
+from engines.errors import EngineError
 
 PACKAGES = ("numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch")
 GEMM_SIDE = 2048  # of the square matrices: three of them in float32 are 50 MB, larger than most caches
+
+
+class CannotMeasureError(Exception):
+    """It cannot be measured so; the message says what to do."""
+
 
 Way = Callable[[], object]
 K = TypeVar("K")
@@ -123,6 +131,21 @@ def ratio(slower: list[float], faster: list[float]) -> float:
 def median(ms: list[float]) -> float:
     """To microseconds."""
     return round(statistics.median(ms), 3)
+
+
+@contextmanager
+def reporting(
+    parser: ArgumentParser, path: Path | None, result: dict[str, Any], show: Callable[[dict[str, Any]], None]
+) -> Iterator[None]:
+    """Measure inside; what is in ``result`` then is written and shown, also after Ctrl-C. Known errors become words."""
+    try:
+        yield
+    except (EngineError, CannotMeasureError) as error:
+        parser.exit(1, f"{error}\n")
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; this is what was measured")
+    write(path, result)
+    show(result)
 
 
 def write(path: Path | None, result: dict[str, Any]) -> None:

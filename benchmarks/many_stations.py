@@ -36,7 +36,6 @@ from typing_extensions import Self
 from benchmarks import machine
 from benchmarks.untrained import untrained
 from engines.bundle import Bundle, read_bundle
-from engines.errors import EngineError
 from engines.tiling import Tiler
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.station_process import StationProcess
@@ -145,7 +144,7 @@ def summarize(heard: dict[str, list[Heard]], cpu: list[float], seconds: float, p
     total = sum(counts.values())
     if not all(counts.values()):
         silent = ", ".join(sorted(name for name, n in counts.items() if not n))
-        raise RuntimeError(f"not one frame in {seconds:.0f} s from {silent}; give --seconds more")
+        raise machine.CannotMeasureError(f"not one frame in {seconds:.0f} s from {silent}; give --seconds more")
     latency = np.array([one.arrived - one.captured for scores in heard.values() for one in scores]) * 1e3
     frames = sum(scores[-1].frame - scores[0].frame + 1 for scores in heard.values())
     return {
@@ -210,7 +209,9 @@ def wait_until_warm(listener: Listener, stations: list[StationProcess], n: int) 
         ended = next((station for station in stations if station.process.poll() is not None), None)
         if ended is not None or time.monotonic() > deadline:
             log = "".join(station.log[-1000:] for station in stations)
-            raise RuntimeError(f"not all stations inspect after {START_TIMEOUT:.0f} s, or one has ended:\n{log}")
+            raise machine.CannotMeasureError(
+                f"not all stations inspect after {START_TIMEOUT:.0f} s, or one has ended:\n{log}"
+            )
         time.sleep(0.05)
 
 
@@ -295,19 +296,12 @@ def main() -> None:
         "size": options.size,
         "rows": [],
     }
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            home = Path(folder)
-            bundle = read_bundle(options.bundle) if options.bundle else untrained(home)
-            result["bundle"] = bundle.manifest.name
-            result["patches"] = Tiler(bundle.manifest.preprocessing).grid((options.size, options.size)).n
-            measure(bundle, options, home, result)
-    except (EngineError, RuntimeError) as error:
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; this is what was measured")
-    machine.write(options.json, result)
-    show(result)
+    with machine.reporting(parser, options.json, result, show), tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        bundle = read_bundle(options.bundle) if options.bundle else untrained(home)
+        result["bundle"] = bundle.manifest.name
+        result["patches"] = Tiler(bundle.manifest.preprocessing).grid((options.size, options.size)).n
+        measure(bundle, options, home, result)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from benchmarks import machine
 from benchmarks.untrained import untrained
 from engines.bundle import Bundle, read_bundle
 from engines.engine import EngineSettings, UInt8Array
-from engines.errors import EngineError
 from engines.judging import Judging
 from engines.opening import open_engine
 from engines.openvino import library
@@ -61,13 +60,15 @@ def make_frame(bundle: Bundle, patches: int) -> UInt8Array:
     """Noise that is cut into so many patches, uint8 (H, W, 3).
 
     Raises:
-        ValueError: no frame of this bundle has so many.
+        CannotMeasureError: no frame of this bundle has so many.
     """
     pre = bundle.manifest.preprocessing
     rows = max(n for n in range(1, math.isqrt(patches) + 1) if patches % n == 0)
     height, width = (round((pre.patch_size + (n - 1) * pre.stride) / pre.scale) for n in (rows, patches // rows))
     if Tiler(pre).grid((height, width)).n != patches:
-        raise ValueError(f"no frame for this bundle has {patches} patches; leave --bundle out, or name other --patches")
+        raise machine.CannotMeasureError(
+            f"no frame for this bundle has {patches} patches; leave --bundle out, or name other --patches"
+        )
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -129,18 +130,11 @@ def main() -> None:
     options.rounds = options.rounds or (15 if options.quick else 50)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     result: dict[str, Any] = {"machine": machine.describe(options.threads), "rows": []}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            home = Path(folder)
-            bundle = read_bundle(options.bundle) if options.bundle else untrained(home, scale=1.0)
-            result["bundle"] = bundle.manifest.name
-            measure(bundle, options, home / "cache", result)
-    except (EngineError, ValueError) as error:
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; this is what was measured")
-    machine.write(options.json, result)
-    show(result)
+    with machine.reporting(parser, options.json, result, show), tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        bundle = read_bundle(options.bundle) if options.bundle else untrained(home, scale=1.0)
+        result["bundle"] = bundle.manifest.name
+        measure(bundle, options, home / "cache", result)
 
 
 if __name__ == "__main__":

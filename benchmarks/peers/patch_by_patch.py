@@ -26,7 +26,6 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.untrained import untrained_run
 from engines.engine import EngineSettings, Float32Array, UInt8Array
-from engines.errors import EngineError
 from engines.opening import open_engine
 from engines.openvino import library
 from train.checkpoint import Trained, load_trained
@@ -155,17 +154,14 @@ def main() -> None:
         "patches": options.patches,
         "rows": [],
     }
-    try:
-        with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as progress:
-            for width in progress.track(options.widths, description="widths"):
-                rounds = 8 if options.quick else options.rounds
-                result["rows"] += measure(width, options.patches, rounds, Path(folder))
-    except EngineError as error:
-        parser.exit(1, f"{error}\n")
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; this is what was measured")
-    machine.write(options.json, result)
-    show(result)
+    rounds = 8 if options.quick else options.rounds
+    with (
+        machine.reporting(parser, options.json, result, show),
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
+        for width in progress.track(options.widths, description="widths"):
+            result["rows"] += measure(width, options.patches, rounds, Path(folder))
 
 
 if __name__ == "__main__":
