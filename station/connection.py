@@ -55,6 +55,7 @@ class Connection:
     thread: they must be short and must not raise.
 
     Attributes:
+        logins: how often the broker has accepted a log-in.
         on_connected: called after every successful log-in, with the properties that the broker announced (MQTT 5).
         on_disconnected: called after every loss.
         on_published: called with the message id and the reason once a message has left us (QoS 0) or was
@@ -96,6 +97,7 @@ class Connection:
         self._answered = False  # this attempt's log-in, with yes or no
         self._alarm: threading.Timer | None = None  # hangs up on a broker that does not answer it
         self._connected = threading.Event()
+        self.logins = 0
         self._ended = threading.Event()
         self._refused = False
         self._problem: str | None = None
@@ -237,6 +239,7 @@ class Connection:
         else:
             self._problem = None
             self._switches = 0
+            self.logins += 1
             self._connected.set()
             log.info("connected to the broker", broker=self.where, mqtt=self.protocol, tls=self._tls is not None)
             self.on_connected(properties if self.protocol == "5" else None)

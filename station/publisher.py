@@ -262,7 +262,7 @@ class Publisher:
     def _on_connected(self, properties: Properties | None) -> None:
         client = self.connection.client
         with self._changed:
-            self._logins += 1
+            self._logins = self.connection.logins
             self._max_packet = getattr(properties, "MaximumPacketSize", None)
             self._window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
             # paho sends what it was told with QoS 1 again, unless it was another client, of the other MQTT version.
@@ -319,6 +319,8 @@ class Publisher:
         flights = self._flights.values()
         if not self.connection.connected or len(flights) >= self._window:
             return False
+        if self.connection.logins != self._logins:
+            return False  # _on_connected is still to come, and would take what went before it for lost
         if sum(len(flight.parcel.payload) for flight in flights) >= WINDOW_BYTES:
             return False
         if any(flight.login != self._logins for flight in flights):

@@ -1,6 +1,7 @@
 """The engine ``openvino``: a compiled model that passed the gate, and the requests that run it."""
 
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,8 @@ class OpenVinoEngine:
             raise BackendError(f"OpenVINO {library.version()} failed while scoring: {library.reason(error)}") from error
         finally:
             for request, _ in under_way:  # after an error; the next call must find idle requests
-                request.cancel()
+                with suppress(RuntimeError):  # the first is told
+                    request.wait()
         return scores
 
     def close(self) -> None:

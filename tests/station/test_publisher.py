@@ -13,6 +13,7 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 import trustme
+from paho.mqtt.properties import Properties
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
@@ -306,6 +307,25 @@ def test_replies_and_snapshots_go_where_they_are_wanted(broker: Mosquitto) -> No
         assert [m.topic for m in subscriber.heard] == [f"{PREFIX}/reply/pause", "desk/7", f"{PREFIX}/snapshot/1/image"]
         assert subscriber.heard[1].properties.CorrelationData == b"\x00\x07"
         assert [json.loads(m.payload)["seq"] for m in subscriber.heard[:2]] == [1, 2]
+        publisher.close(status("stopped"), 5)
+
+
+def test_nothing_is_sent_before_the_log_in_has_been_taken_note_of(tmp_path: Path) -> None:
+    broker = Mosquitto(tmp_path)
+    publisher = make(broker.port)
+    take_note = publisher.connection.on_connected
+
+    def take_note_late(properties: Properties | None) -> None:
+        time.sleep(1)  # a busy machine may stop the network thread here
+        take_note(properties)
+
+    publisher.connection.on_connected = take_note_late
+    publisher.start()
+    publisher.publish(score(1))
+    with broker, Subscriber(broker.port) as subscriber:
+        assert publisher.drain(20)
+        subscriber.wait_for(lambda heard: len(heard) == 1)
+        assert publisher.dropped == {"scores": 0, "alerts": 0, "images": 0}
         publisher.close(status("stopped"), 5)
 
 
