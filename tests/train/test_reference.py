@@ -214,7 +214,16 @@ def test_frame_scores_are_the_authors(authors: Reference):
 def test_five_training_steps_are_the_authors(authors: Reference):
     """The optimizers: Adam as Keras has it, both players from the weights before the step."""
     config = FitConfig.model_validate(
-        {"preset": "reference", "width": 3, "bias": False, "alpha": 1e-4, "gp_weight": 10.0, "lr": 1e-4, "steps": 5}
+        {
+            "preset": "reference",
+            "width": 3,
+            "bias": False,
+            "folded": False,
+            "alpha": 1e-4,
+            "gp_weight": 10.0,
+            "lr": 1e-4,
+            "steps": 5,
+        }
         | {"betas_ge": (0.0, 0.1), "betas_d": (0.0, 0.9), "adam_eps": 1e-7}
     )
     data = TrainingImages([np.zeros((64, 64, 3), np.uint8)], [Path("x.png")], "rgb", "0" * 64, [])
