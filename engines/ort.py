@@ -137,8 +137,8 @@ def fuse(graph: bytes) -> bytes:
 
 
 def fuses() -> bool:
-    """Whether this version runs right what :func:`fuse` makes."""
-    return tuple(int(part) for part in VERSION.split(".")[:2]) >= _ADDS_RIGHT_SINCE
+    """Whether this version runs right what :func:`fuse` makes; and this is Linux, which has files in memory."""
+    return hasattr(os, "memfd_create") and tuple(int(part) for part in VERSION.split(".")[:2]) >= _ADDS_RIGHT_SINCE
 
 
 def _tensors(nodes: Iterable[Any]) -> list[Found]:
