@@ -4,10 +4,10 @@ Lengths are millimetres unless a name says otherwise, speeds metres a second, ti
 """
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from docs.tables import fill, markdown
 from engines.manifest import Preprocessing
 from engines.tiling import Tiler
 
@@ -141,11 +141,6 @@ def _time(seconds: float) -> str:
     return f"{number(seconds * 1000)} ms" if seconds >= 1e-3 else f"{number(seconds * 1e6)} µs"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def optics_table() -> str:
     """The worked example: five lines, one camera."""
     rows = [
@@ -188,7 +183,7 @@ def optics_table() -> str:
             *(number(frames_per_second(line.speed, line.view[1])) for line in LINES),
         ],
     ]
-    return _table(["", *(line.material for line in LINES)], rows)
+    return markdown(["", *(line.material for line in LINES)], rows)
 
 
 def patches_table() -> str:
@@ -199,7 +194,7 @@ def patches_table() -> str:
         n = patches(2448, 2048, scale, stride)
         seconds = [f"{number(n * ms / 1000)} s" for ms in MS_PER_PATCH.values()]
         rows.append([number(scale), str(stride), f"{number(PATCH / scale)} camera pixels", f"{n:,}", *seconds])
-    return _table(head, rows)
+    return markdown(head, rows)
 
 
 TABLES = {"optics": optics_table, "patches": patches_table}
@@ -207,12 +202,7 @@ TABLES = {"optics": optics_table, "patches": patches_table}
 
 def filled(page: str) -> str:
     """The page with its tables made anew."""
-    for name, table in TABLES.items():
-        mark = rf"(<!-- table: {name} -->\n)[^<]*(<!-- end -->)"
-        page, n = re.subn(mark, lambda m, table=table: f"{m[1]}{table()}\n{m[2]}", page)  # type: ignore[misc]
-        if n != 1:
-            raise SystemExit(f"{PAGE}: {n} places for the table {name!r}")
-    return page
+    return fill(page, ((name, table()) for name, table in TABLES.items()), PAGE)
 
 
 if __name__ == "__main__":

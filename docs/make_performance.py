@@ -5,12 +5,12 @@ Each is made of one file, benchmarks/results/perf_NAME.json; where there is none
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from docs.tables import fill, markdown
 from engines.manifest import Preprocessing
 from engines.tiling import Tiler
 
@@ -37,13 +37,6 @@ BOXES = (
 )
 LINES = ((640, 480, 10.0), (1280, 1024, 2.0), (1920, 1080, 1.0), (2448, 2048, 0.5))  # columns, rows, frames a second
 BUSY = 0.7  # share of the cores that inspection may take
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table."""
-    lines = [head, ["---"] * len(head), *rows]
-    escaped = [[cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells] for cells in lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
 
 
 def figure(value: float) -> str:
@@ -261,12 +254,7 @@ def tables(results: Path) -> Iterator[tuple[str, str]]:
 
 def filled(page: str, results: Path = RESULTS) -> str:
     """The page with its tables made anew."""
-    for name, table in tables(results):
-        mark = rf"(<!-- table: {name} -->\n)[^<]*(<!-- end -->)"
-        page, n = re.subn(mark, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", page)  # type: ignore[misc]
-        if n != 1:
-            raise SystemExit(f"{PAGE}: {n} places for the table {name!r}")
-    return page
+    return fill(page, tables(results), PAGE)
 
 
 if __name__ == "__main__":
