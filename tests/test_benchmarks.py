@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import count
 
+import cv2
 import numpy as np
 import pytest
 
@@ -15,13 +16,16 @@ from benchmarks.many_stations import Heard
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import environment, patch_by_patch
 from benchmarks.peers.__main__ import What
+from benchmarks.resplit import resplit
 from benchmarks.untrained import untrained_run
 from engines.engine import EngineSettings
+from engines.images import read_image
 from engines.ort import OnnxRuntimeEngine
 from tests.support.station_process import REPOSITORY
 from train.checkpoint import load_trained
 from train.config import preset
 from train.export import export_run
+from train.labelled import find_labelled_images
 
 
 def test_ways_take_turns_and_the_warm_up_does_not_count():
@@ -146,3 +150,38 @@ def test_bench_writes_what_a_part_measured(tmp_path, monkeypatch):
     assert runner.run(part, quick=True).endswith(" s")
     assert json.loads((runner.RESULTS / "perf_measuring.json").read_text()) == {"rows": []}
     assert "failed with exit code 1" in runner.run(part, quick=False)
+
+
+def test_resplit_links_what_a_list_names(tmp_path):
+    data = tmp_path / "tiles"
+    for folder, names in (("train/good", "abc"), ("test/good", "de"), ("test/crack", "x"), ("ground_truth/crack", "y")):
+        (data / folder).mkdir(parents=True)
+        for name in names:
+            cv2.imwrite(str(data / folder / f"{name}.png"), np.full((64, 64, 3), ord(name), np.uint8))
+    listed = tmp_path / "names.txt"
+    listed.write_text("a.png\nd.png\n")
+    out = tmp_path / "out"
+
+    assert resplit(data, listed, out) == (2, 3)
+
+    found = {str(path.relative_to(out)) for path in out.rglob("*.png")}
+    assert {path for path in found if "good" in path} == {
+        *(f"train/good/{n}.png" for n in "ad"),
+        *(f"test/good/{n}.png" for n in "bce"),
+    }
+    assert [image.defect for image in find_labelled_images(out)].count("crack") == 1
+    assert read_image(out / "train/good/d.png")[0, 0, 0] == ord("d")
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"), [("a.png\nnone.png", "none.png"), ("", "some"), ("a.png\nb.png", "leave some")]
+)
+def test_resplit_refuses_a_list_that_splits_nothing(tmp_path, listed, message):
+    for part, name in (("train", "a"), ("test", "b")):
+        (tmp_path / "data" / part / "good").mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "data" / part / "good" / f"{name}.png"), np.zeros((64, 64, 3), np.uint8))
+    names = tmp_path / "names.txt"
+    names.write_text(listed)
+    with pytest.raises(ValueError, match=message):
+        resplit(tmp_path / "data", names, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -49,7 +49,7 @@ class FitConfig(BaseModel):
     locator: bool = Field(
         default=True, description="Train on planted defects, and judge frames by a locator's map instead of A(x)."
     )
-    smoothing: Positive = Field(default=3.0, description="Deviation of the Gaussian over the locator's map, pixels.")
+    smoothing: Positive = Field(default=5.0, description="Deviation of the Gaussian over the locator's map, pixels.")
 
     # Losses and score.
     alpha: Unit = Field(default=1e-2, description="Weight of the consistency loss in the adversarial phase, eq. 13.")

@@ -10,7 +10,7 @@ from torch.nn import functional
 from train.architecture import FEATURE_LAYERS, LINEAR_FEATURE_LAYER
 from train.networks import Block, Critic, Encoder, Fold, Generator, Locator
 
-RESIDUAL_WEIGHT = 0.5  # in the anomaly map, beside the locator's log-odds
+RESIDUAL_WEIGHT = 0.25  # in the anomaly map, beside the locator's log-odds
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class MapScales:
     """How residual and log-odds become one anomaly map.
 
     Each less its median on good material, in units of the distance from there to its 99.9th percentile; the residual
-    counts half (docs/decisions/0066). Each is (median, 99.9th percentile) here, as :func:`train.export.fit_scales`
+    counts a quarter (docs/decisions/0073). Each is (median, 99.9th percentile) here, as :func:`train.export.fit_scales`
     measures them.
     """
 
