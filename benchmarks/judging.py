@@ -153,19 +153,15 @@ def main() -> None:
         for cell in cells:
             task = progress.add_task(cell.name, total=None)
             rows += judge(cell, options.runs, lambda task=task: progress.advance(task))  # type: ignore[misc]
-    table = Table(title="mean (worst) over seeds")
-    table.add_column("judged by")
     for data in options.data:
-        table.add_column(f"{data.name}: image auROC", justify="right")
-        table.add_column("good only", justify="right")
-    for way in (PAPER, *WAYS):
-        shown = []
-        for data in options.data:
-            for figure in ("image_auroc", "good_only_accuracy"):
-                values = [row[figure] for row in rows if row["way"] == way and row["data"] == data.name]
-                shown.append(f"{statistics.mean(values):.3f} ({min(values):.3f})")
-        table.add_row(way, *shown)
-    console.print(table)
+        table = Table("judged by", title=f"{data.name}: mean (worst) over seeds")
+        for heading in ("image auROC", "from good images only"):
+            table.add_column(heading, justify="right")
+        for way in (PAPER, *WAYS):
+            of_way = [row for row in rows if row["way"] == way and row["data"] == data.name]
+            figures = ([row[figure] for row in of_way] for figure in ("image_auroc", "good_only_accuracy"))
+            table.add_row(way, *(f"{statistics.mean(values):.3f} ({min(values):.3f})" for values in figures))
+        console.print(table)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({"seeds": options.seeds, "rows": rows}, indent=2) + "\n")

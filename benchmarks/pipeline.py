@@ -53,6 +53,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 WARM_UP = 10  # frames
 FIXED_FPS = 10.0
 WAITS_MS = (2.0, 5.0, 20.0)
+BASE_ENGINE = "onnxruntime"  # what the package without extras comes with
+BASE_FRAMES = 50
 ALERT_ROOM_MS = 5.0  # beside twice the engine's time: what an alert may take from capture to its acknowledgement
 
 
@@ -105,7 +107,7 @@ class Bench:
 def measure(bench: Bench, rounds: int, n: int, starts: int, result: dict[str, Any]) -> None:
     """Measure all; fills ``result`` as it goes, so that Ctrl-C keeps what is there."""
     bundle, settings, frames = bench.bundle.path, bench.settings, bench.frames
-    steps = 2 * rounds + 2 + starts + len(WAITS_MS)
+    steps = 2 * rounds + 3 + starts + len(WAITS_MS)
     with local_broker(bench.folder) as broker, Progress(console=machine.console(), transient=True) as progress:
         line = progress.add_task("", total=steps)
         result["broker"] = broker.name
@@ -130,6 +132,9 @@ def measure(bench: Bench, rounds: int, n: int, starts: int, result: dict[str, An
             result["latest"] = latest | {"camera_fps": round(fps, 2), "limit_ms": round(limit, 3)}
             progress.update(line, description=f"the daemon, {FIXED_FPS:g} frames a second", advance=1)
             result["fixed"] = bench.daemon(broker, n, Task(bundle, settings, frames, "latest", FIXED_FPS))
+            progress.update(line, description="the daemon with the base package's engine", advance=1)
+            base = settings.model_copy(update={"backend": BASE_ENGINE})
+            result["base"] = bench.daemon(broker, min(n, BASE_FRAMES), Task(bundle, base, frames, "every"))
             progress.advance(line)
         times = []
         for _ in range(starts):
@@ -192,6 +197,8 @@ def show(result: dict[str, Any]) -> None:
         table.add_row("of the engine alone (median of the turns)", f"{result['of_engine']:.3f}", "≥ 0.95")
         table.add_row("the engine is busy (every)", f"{busy:.3f}", "")
         table.add_row(f"memory after {turns[0]['every']['frames'] + WARM_UP} frames, MiB", f"{resident:.0f}", "≤ 250")
+    if base := result.get("base"):
+        table.add_row("the same with ONNX Runtime, as in the base package, MiB", f"{base['resident_mib']:.0f}", "≤ 250")
     if latest := result.get("latest"):
         for what in ("received", "alert"):
             if what in latest["ms"]:

@@ -192,6 +192,8 @@ def start(result: Result) -> str:
         ["of these, CPU s", figure(median(starts["cpu_seconds"])), ""],
         [f"memory after {result['frames']} frames, MiB", f"{resident:.0f}", "≤ 250"],
     ]
+    if (base := result.get("base")) is not None:
+        rows.append(["the same with the base package's ONNX Runtime, MiB", f"{base['resident_mib']:.0f}", "≤ 250"])
     if (install := result.get("install")) is not None:
         rows.append([f"base installation, {install['packages']} packages, MiB", f"{install['mib']:.0f}", ""])
     return markdown([f"{result['engine']}", "", "wanted"], rows)

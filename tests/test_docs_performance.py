@@ -88,6 +88,7 @@ def test_the_daemons_figures_come_with_what_is_wanted(tmp_path: Path):
         "of_engine": 0.95,
         "latest": {"ms": {"received": {"p50": 60.0, "p99": 90.0}}, "limit_ms": 105.0},
         "fixed": {"cpus_used": 0.5},
+        "base": {"resident_mib": 187.5},
         "start": {"seconds": [1.5, 1.7, 1.6], "cpu_seconds": [1.0, 1.0, 1.0]},
         "waiting": [{"wait_ms": 2.0, "engine_busy": 0.97}],
     }
@@ -97,6 +98,7 @@ def test_the_daemons_figures_come_with_what_is_wanted(tmp_path: Path):
     assert "to the score's arrival, p50 and p99 | 60.0 and 90.0 | ≤ 105 |" in filled
     assert "| from the command to READY, s | 1.60 | ≤ 2 |" in filled
     assert "| memory after 50 frames, MiB | 202 | ≤ 250 |" in filled
+    assert "| the same with the base package's ONNX Runtime, MiB | 188 | ≤ 250 |" in filled
 
 
 @given(st.integers(1, 4096), st.floats(0.1, 100), st.floats(0.05, 20))

@@ -124,7 +124,7 @@ def test_the_anomaly_map_adds_both_halves_in_their_scales(category: str, precisi
     with torch.no_grad():
         y = scorer.generator(scorer.encoder(x))
         log_odds = torch.nn.functional.interpolate(scorer.locator(x, y), scale_factor=2, mode="bilinear")[:, 0]
-    expected = 0.5 * ((x - y).abs().mean(1) - 0.1) / 0.8 + (log_odds + 4) / 6
+    expected = 0.25 * ((x - y).abs().mean(1) - 0.1) / 0.8 + (log_odds + 4) / 6
 
     found = run_torch(scorer, patches)
     np.testing.assert_allclose(found[3], expected, atol=1e-9)
