@@ -179,7 +179,9 @@ def daemon(result: Result) -> str:
             ms = latest["ms"][key]
             name = f"policy `latest`, ms from capture {end}, p50 and p99"
             rows.append([name, f"{figure(ms['p50'])} and {figure(ms['p99'])}", f"≤ {figure(latest['limit_ms'])}"])
-    rows.append(["CPUs used at ten frames a second", figure(result["fixed"]["cpus_used"]), ""])
+    fixed = result["fixed"]
+    name = f"CPUs used by the default preset, untrained, at ten frames a second ({figure(fixed['fps'])} done)"
+    rows.append([name, figure(fixed["cpus_used"]), ""])
     return markdown([f"{result['engine']}, {result['broker']}", "", "wanted"], rows)
 
 

@@ -87,7 +87,7 @@ def test_the_daemons_figures_come_with_what_is_wanted(tmp_path: Path):
         "turns": [{"engine_fps": 20.0, "every": every}],
         "of_engine": 0.95,
         "latest": {"ms": {"received": {"p50": 60.0, "p99": 90.0}}, "limit_ms": 105.0},
-        "fixed": {"cpus_used": 0.5},
+        "fixed": {"cpus_used": 0.5, "fps": 9.98},
         "base": {"resident_mib": 187.5},
         "start": {"seconds": [1.5, 1.7, 1.6], "cpu_seconds": [1.0, 1.0, 1.0]},
         "waiting": [{"wait_ms": 2.0, "engine_busy": 0.97}],
@@ -96,6 +96,7 @@ def test_the_daemons_figures_come_with_what_is_wanted(tmp_path: Path):
     filled = performance.filled(PAGE, tmp_path)
     assert "| of the engine alone, median of the turns | 0.950 | ≥ 0.95 |" in filled
     assert "to the score's arrival, p50 and p99 | 60.0 and 90.0 | ≤ 105 |" in filled
+    assert "at ten frames a second (9.98 done) | 0.500 |" in filled
     assert "| from the command to READY, s | 1.60 | ≤ 2 |" in filled
     assert "| memory after 50 frames, MiB | 202 | ≤ 250 |" in filled
     assert "| the same with the base package's ONNX Runtime, MiB | 188 | ≤ 250 |" in filled
