@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def export_run(
     labelled: list[LabelledImage] | None = None,
     precision: Precision = "fp16",
     on_stage: Callable[[str], None] = lambda _: None,
+    smoothing: float | None = None,
 ) -> Bundle:
     """Export a run as a bundle. Nothing is written unless ONNX Runtime reproduces torch's float64 outputs.
 
@@ -69,14 +71,15 @@ def export_run(
         labelled: test images to evaluate the bundle on, for the model card.
         precision: the lowest that the bundle gets a graph for. One that does not score like fp32 is left out.
         on_stage: told what is being done.
+        smoothing: deviation of the Gaussian over the anomaly map, pixels; None: as the run was told.
 
     Raises:
         CheckpointError: the run has no usable checkpoint.
         EngineError: the graph cannot be exported or does not reproduce torch's outputs, or ``out`` is no bundle.
-        DataError, ImageError: an image cannot be used.
+        DataError, ImageError: an image cannot be used, or ``smoothing`` is given for a run without a map.
         pydantic.ValidationError: ``name`` is not allowed.
     """
-    trained = load_trained(run)
+    trained = _load(run, smoothing)
     preprocessing = trained.config.preprocessing(trained.colour)
     description = describe(trained, preprocessing, name)
     images = [path for path in trained.images if path.is_file()]
@@ -127,6 +130,15 @@ def export_run(
     on_stage("writing the bundle")
     card = model_card.write_card(description, trained, scores, evaluation, verdicts, examples=bool(images))
     return write_bundle(out, description, graph, selftest, card, lower | pictures)
+
+
+def _load(run: Path, smoothing: float | None) -> Trained:
+    trained = load_trained(run)
+    if smoothing is None:
+        return trained
+    if not trained.config.judged_by_map:
+        raise DataError(f"{run}: its frames are judged by A(x), which is not smoothed; drop --smoothing")
+    return replace(trained, config=trained.config.model_copy(update={"smoothing": smoothing}))
 
 
 def _lower_precisions(

@@ -23,6 +23,7 @@ from train import checkpoint
 from train.cli import app
 from train.config import FitConfig
 from train.data import TrainingImages, find_training_images, load_training_images
+from train.errors import DataError
 from train.evaluate import FrameScorer
 from train.export import export_run, selftest_patches
 from train.fit import Trainer, phase_at
@@ -225,6 +226,25 @@ def test_a_plan_can_be_built_at_once(
     assert entry.manifest.facts.precision == "fp16"
     assert entry.manifest.bundle_sha256 == read_bundle(tmp_path / "b").digest
     assert "on this machine only" in result.output
+
+
+def test_a_map_is_smoothed_as_export_is_told(tmp_path: Path, data: Path, run: Path) -> None:
+    plain = tmp_path / "plain"
+    config = FitConfig(width=3, steps=1, batch_size=2, locator=False)
+    *_, loaded = load_training_images(find_training_images(data), config)
+    assert isinstance(loaded, TrainingImages)
+    plain.mkdir()
+    checkpoint.save(
+        plain / checkpoint.CHECKPOINT_FILE, Trainer(config, loaded, Fabric(accelerator="cpu", devices=1)).state()
+    )
+
+    sharp, soft = (export_run(run, tmp_path / str(s), "toy", precision="fp32", smoothing=s) for s in (1.5, 8.0))
+
+    assert (sharp.manifest.smoothing, soft.manifest.smoothing) == (1.5, 8.0)
+    assert sharp.files["scorer.onnx"] == soft.files["scorer.onnx"]
+    with pytest.raises(DataError, match="drop --smoothing"):
+        export_run(plain, tmp_path / "none", "toy", smoothing=2.0)
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_unknown_precision_is_told_before_anything_is_done(run: Path, tmp_path: Path) -> None:

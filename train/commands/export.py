@@ -58,6 +58,17 @@ def export(
             "for TensorRT, adds half the size of fp32, int8 as much as fp32 once more. ONNX Runtime needs fp32 only.",
         ),
     ] = "fp16",
+    smoothing: Annotated[
+        float | None,
+        typer.Option(
+            "--smoothing",
+            metavar="PIXELS",
+            min=0.5,
+            help="Deviation of the Gaussian over the anomaly map: 1.5 for defects one or two pixels wide, more for "
+            "large ones. Default: as the run was told, else 5. Nothing is trained for it.",
+            show_default=False,
+        ),
+    ] = None,
     engine: Annotated[
         bool,
         typer.Option(
@@ -85,7 +96,7 @@ def export(
     labelled = find_labelled_images(data) if data else None
     try:
         with console.status("reading the run") as status:
-            bundle = export_run(run, out, name or out.resolve().name, labelled, lowest, status.update)
+            bundle = export_run(run, out, name or out.resolve().name, labelled, lowest, status.update, smoothing)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise typer.BadParameter(
