@@ -12,10 +12,13 @@ import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks import machine, many_stations
+from benchmarks.judging import PAPER, WAYS, judge
 from benchmarks.many_stations import Heard
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import environment, patch_by_patch
 from benchmarks.peers.__main__ import What
+from benchmarks.quality import Cell
+from benchmarks.quality import judge as judge_as_evaluated
 from benchmarks.resplit import resplit
 from benchmarks.untrained import untrained_run
 from engines.engine import EngineSettings
@@ -185,3 +188,27 @@ def test_resplit_refuses_a_list_that_splits_nothing(tmp_path, listed, message):
     with pytest.raises(ValueError, match=message):
         resplit(tmp_path / "data", names, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_last_way_of_judging_is_what_an_evaluation_sees(tmp_path):
+    data = tmp_path / "ramps"
+    rng = np.random.default_rng(0)
+    for folder, n, hole in (("test/good", 4, 0), ("test/hole", 4, 90), ("ground_truth/hole", 0, 0)):
+        (data / folder).mkdir(parents=True)
+        for i in range(n):
+            image = rng.normal(120, 25, (128, 96)).clip(0, 255).astype(np.uint8)
+            image[40 : 60 + 4 * i, 30:50] -= np.minimum(image[40 : 60 + 4 * i, 30:50], hole * (i % 2))
+            cv2.imwrite(str(data / folder / f"{i}.png"), image)
+    cell = Cell(data, "cbigan", 0)
+    run = untrained_run(tmp_path / "runs" / cell.name / "run", width=2, holdout=0.8)
+    bundle = export_run(run, tmp_path / "runs" / cell.name / "bundle", "toy", precision="fp32")
+    seen: list[None] = []
+
+    rows = judge(cell, tmp_path / "runs", lambda: seen.append(None))
+
+    assert [row["way"] for row in rows] == [PAPER, *WAYS]
+    assert len(seen) == 8 + 8  # held out, and test images
+    expected = judge_as_evaluated(data, bundle, load_trained(run).held_out)
+    assert rows[-1]["image_auroc"] == pytest.approx(expected["image_auroc"])
+    assert rows[-1]["good_only_accuracy"] == pytest.approx(expected["good_only_accuracy"])
+    assert len({row["image_auroc"] for row in rows}) > 1
