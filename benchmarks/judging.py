@@ -7,10 +7,10 @@ own, measured on the run's held-out good images; a threshold from good images on
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.quality import FALSE_ALARMS, FOLDS, Cell
+from benchmarks import machine
+from benchmarks.quality import Cell, as_if_new, good_only_accuracy
 from engines.bundle import read_bundle
 from engines.engine import Engine, EngineSettings, Float32Array, PatchScores
 from engines.images import read_image
@@ -89,8 +90,7 @@ def judge(cell: Cell, runs: Path, on_image: Callable[[], None]) -> list[dict[str
         if not way.place:
             rows.append(_row(cell, name, [m.max() for m in maps], [frame[name].max() for frame in test], defects))
             continue
-        folds = [_standards(way, [m for i, m in enumerate(maps) if i % FOLDS != fold]) for fold in range(FOLDS)]
-        unseen = [standardised(m, folds[i % FOLDS]).max() for i, m in enumerate(maps)]
+        unseen = as_if_new(maps, partial(_standards, way))
         standards = _standards(way, maps)
         rows.append(_row(cell, name, unseen, [standardised(frame[name], standards).max() for frame in test], defects))
     return rows
@@ -110,16 +110,19 @@ def _frames(
         grid: PatchGrid = tiler.grid((image.shape[0], image.shape[1]))
         scores = engine.score(tiler.patches(tiler.prepare(image)))
         frame: dict[str, Any] = {PAPER: float(paper(scores, grid).patch_scores.max())}
+        made: dict[tuple[Any, bool], Any] = {}  # ways that differ only in their standards share a map
         for name, way in WAYS.items():
-            patches = way.of(scores)
-            assert patches is not None  # noqa: S101 - the manifest says that there is a map
-            heat = grid.assemble(patches)
-            frame[name] = (smoothed(heat, sigma) if way.smooth else heat).astype(np.float16)
+            if (way.of, way.smooth) not in made:
+                patches = way.of(scores)
+                assert patches is not None  # noqa: S101 - the manifest says that there is a map
+                heat = grid.assemble(patches)
+                made[way.of, way.smooth] = (smoothed(heat, sigma) if way.smooth else heat).astype(np.float16)
+            frame[name] = made[way.of, way.smooth]
         yield frame
         on_image()
 
 
-def _standards(way: Way, maps: list[Any]) -> Standards:
+def _standards(way: Way, maps: Iterable[Any]) -> Standards:
     standards = fit_standards(m.astype(np.float32) for m in maps)
     return standards if way.median else standards.model_copy(update={"medians": None})
 
@@ -127,14 +130,12 @@ def _standards(way: Way, maps: list[Any]) -> Standards:
 def _row(cell: Cell, way: str, good: list[Any], test: list[Any], defects: list[str | None]) -> dict[str, Any]:
     normal = [float(score) for score, defect in zip(test, defects, strict=True) if defect is None]
     wrong = [float(score) for score, defect in zip(test, defects, strict=True) if defect is not None]
-    threshold = float(np.quantile(np.array(good, np.float64), 1 - FALSE_ALARMS))
-    caught, alarms = np.mean(np.array(wrong) > threshold), np.mean(np.array(normal) > threshold)
     return {
         "data": cell.data.name,
         "seed": cell.seed,
         "way": way,
         "image_auroc": image_metrics(normal, wrong).auroc,
-        "good_only_accuracy": float(caught + 1 - alarms) / 2,
+        "good_only_accuracy": good_only_accuracy([float(score) for score in good], normal, wrong),
     }
 
 
@@ -163,8 +164,7 @@ def main() -> None:
             table.add_row(way, *(f"{statistics.mean(values):.3f} ({min(values):.3f})" for values in figures))
         console.print(table)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"seeds": options.seeds, "rows": rows}, indent=2) + "\n")
+        machine.write(options.json, {"seeds": options.seeds, "rows": rows})
         console.print(f"written to {options.json}")
 
 

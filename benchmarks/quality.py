@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,10 +39,10 @@ from rich.table import Table
 
 from benchmarks.textures import MATERIALS, write_material
 from engines.bundle import Bundle, read_bundle
-from engines.engine import Engine, EngineSettings, UInt8Array
+from engines.engine import Engine, EngineSettings, Float32Array, UInt8Array
 from engines.images import read_image
 from engines.judging import standardised
-from engines.manifest import Manifest
+from engines.manifest import Manifest, Standards
 from engines.opening import open_engine
 from train import checkpoint
 from train.evaluate import FrameScorer, evaluate
@@ -149,14 +149,24 @@ def judge(data: Path, bundle: Bundle, held_out: list[Path]) -> dict[str, Any]:
         good = score_held_out(bundle.manifest, engine, held_out)
     finally:
         engine.close()
-    accuracy = None
-    if good:
-        threshold = float(np.quantile(good, 1 - FALSE_ALARMS))
-        called: dict[bool, list[bool]] = {True: [], False: []}
-        for image, score in evaluation.scored:
-            called[image.defect is not None].append(score > threshold)
-        accuracy = (statistics.mean(called[True]) + 1 - statistics.mean(called[False])) / 2
+    normal = evaluation.scores_of(None)
+    wrong = [score for image, score in evaluation.scored if image.defect is not None]
+    accuracy = good_only_accuracy(good, normal, wrong) if good else None
     return {**evaluation.as_json(), "good_only_accuracy": accuracy, "held_out": len(good)}
+
+
+def good_only_accuracy(good: Sequence[float], normal: Sequence[float], wrong: Sequence[float]) -> float:
+    """Balanced accuracy at the threshold that one in forty of the held-out ``good`` scores exceeds."""
+    threshold = float(np.quantile(good, 1 - FALSE_ALARMS))
+    return float(np.mean(np.asarray(wrong) > threshold) + 1 - np.mean(np.asarray(normal) > threshold)) / 2
+
+
+def as_if_new(
+    maps: Sequence[Float32Array], fit: Callable[[Iterable[Float32Array]], Standards] = fit_standards
+) -> list[float]:
+    """The highest deviation in each map, judged by standards measured on the others, in ``FOLDS`` turns."""
+    folds = [fit([heat for i, heat in enumerate(maps) if i % FOLDS != fold]) for fold in range(FOLDS)]
+    return [float(standardised(heat, folds[i % FOLDS]).max()) for i, heat in enumerate(maps)]
 
 
 def score_held_out(manifest: Manifest, engine: Engine, held_out: list[Path]) -> list[float]:
@@ -168,9 +178,7 @@ def score_held_out(manifest: Manifest, engine: Engine, held_out: list[Path]) -> 
     plain = FrameScorer(manifest.model_copy(update={"standards": None}), engine)
     if manifest.standards is None:
         return [plain.score(path).score for path in held_out]
-    maps = [plain.score(path).heat for path in held_out]
-    folds = [fit_standards(heat for i, heat in enumerate(maps) if i % FOLDS != fold) for fold in range(FOLDS)]
-    return [float(standardised(heat, folds[i % FOLDS]).max()) for i, heat in enumerate(maps)]
+    return as_if_new([plain.score(path).heat for path in held_out])
 
 
 def measure_trivial(data: Path) -> list[dict[str, Any]]:
