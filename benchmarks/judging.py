@@ -90,7 +90,8 @@ def judge(cell: Cell, runs: Path, on_image: Callable[[], None]) -> list[dict[str
         if not way.place:
             rows.append(_row(cell, name, [m.max() for m in maps], [frame[name].max() for frame in test], defects))
             continue
-        unseen = as_if_new(maps, partial(_standards, way))
+        judged = as_if_new(maps, partial(_standards, way))
+        unseen = [judged(i, heat) for i, heat in enumerate(maps)]
         standards = _standards(way, maps)
         rows.append(_row(cell, name, unseen, [standardised(frame[name], standards).max() for frame in test], defects))
     return rows

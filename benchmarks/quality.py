@@ -39,11 +39,14 @@ from rich.table import Table
 
 from benchmarks.textures import MATERIALS, write_material
 from engines.bundle import Bundle, read_bundle
+from engines.defects import KINDS
 from engines.engine import Engine, EngineSettings, Float32Array, UInt8Array
 from engines.images import read_image
 from engines.judging import standardised
 from engines.manifest import Manifest, Standards
 from engines.opening import open_engine
+from engines.planted import plant_defect
+from station.calibration import CalibrationError, calibrate_planted
 from train import checkpoint
 from train.evaluate import FrameScorer, evaluate
 from train.labelled import find_labelled_images
@@ -64,11 +67,12 @@ METHODS: dict[str, list[str]] = {
 
 SHORT_STEPS = 600
 SHORT_METHODS = ("cbigan", "ae-l2")
-METRICS = ("image_auroc", "balanced_accuracy", "good_only_accuracy", "pixel_auroc", "au_pro")
+METRICS = ("image_auroc", "balanced_accuracy", "good_only_accuracy", "planted_accuracy", "pixel_auroc", "au_pro")
 FRAME_PATCHES = 64  # of 64 x 64 pixels
 TIMED_FRAMES = 15
 FOLDS = 4
 FALSE_ALARMS = 1 / 40  # share of good frames that the threshold from good images may call defective
+PLANTED_FRAMES = 40  # held-out images that defects are planted into, one of each kind
 
 
 def _deviation(image: UInt8Array) -> float:
@@ -138,47 +142,78 @@ def measure(cell: Cell, fit_options: list[str], runs: Path) -> dict[str, Any]:
 
 
 def judge(data: Path, bundle: Bundle, held_out: list[Path]) -> dict[str, Any]:
-    """What ``station-train evaluate`` measures, and the balanced accuracy at a threshold from good images only.
+    """What ``station-train evaluate`` measures, and the balanced accuracy at thresholds from good images only.
 
-    That is what one in forty of the good images that were not trained on exceeds. The highest of a few dozen would be
-    left to the oddest among them.
+    ``good_only_accuracy``: at what one in forty of the good images that were not trained on exceeds. The highest of a
+    few dozen would be left to the oddest among them. ``planted_accuracy``: at what tells them from the same images with
+    planted defects, as ``station calibrate --plant`` does.
     """
     engine = open_engine(bundle, EngineSettings(backend="onnxruntime", threads=1))
     try:
         evaluation = evaluate(find_labelled_images(data), FrameScorer(bundle.manifest, engine))
-        good = score_held_out(bundle.manifest, engine, held_out)
+        good, planted = score_held_out(bundle.manifest, engine, held_out)
     finally:
         engine.close()
     normal = evaluation.scores_of(None)
     wrong = [score for image, score in evaluation.scored if image.defect is not None]
-    accuracy = good_only_accuracy(good, normal, wrong) if good else None
-    return {**evaluation.as_json(), "good_only_accuracy": accuracy, "held_out": len(good)}
+    figures = {**evaluation.as_json(), "held_out": len(good)}
+    if good:
+        figures["good_only_accuracy"] = good_only_accuracy(good, normal, wrong)
+        figures["planted_accuracy"] = planted_accuracy(good, planted, normal, wrong)
+    return figures
 
 
 def good_only_accuracy(good: Sequence[float], normal: Sequence[float], wrong: Sequence[float]) -> float:
     """Balanced accuracy at the threshold that one in forty of the held-out ``good`` scores exceeds."""
-    threshold = float(np.quantile(good, 1 - FALSE_ALARMS))
+    return _accuracy(float(np.quantile(good, 1 - FALSE_ALARMS)), normal, wrong)
+
+
+def planted_accuracy(
+    good: Sequence[float], planted: Sequence[float], normal: Sequence[float], wrong: Sequence[float]
+) -> float | None:
+    """Balanced accuracy at the threshold that ``planted`` defects call for; None where they are not found at all."""
+    try:
+        threshold = calibrate_planted(np.asarray(good), np.asarray(planted)).threshold
+    except CalibrationError:
+        return None
+    return _accuracy(threshold, normal, wrong)
+
+
+def _accuracy(threshold: float, normal: Sequence[float], wrong: Sequence[float]) -> float:
     return float(np.mean(np.asarray(wrong) > threshold) + 1 - np.mean(np.asarray(normal) > threshold)) / 2
 
 
 def as_if_new(
     maps: Sequence[Float32Array], fit: Callable[[Iterable[Float32Array]], Standards] = fit_standards
-) -> list[float]:
-    """The highest deviation in each map, judged by standards measured on the others, in ``FOLDS`` turns."""
+) -> Callable[[int, Float32Array], float]:
+    """What judges a map of image ``i``: its highest deviation, by standards measured on other images' ``maps``.
+
+    In ``FOLDS`` turns.
+    """
     folds = [fit([heat for i, heat in enumerate(maps) if i % FOLDS != fold]) for fold in range(FOLDS)]
-    return [float(standardised(heat, folds[i % FOLDS]).max()) for i, heat in enumerate(maps)]
+    return lambda i, heat: float(standardised(heat, folds[i % FOLDS]).max())
 
 
-def score_held_out(manifest: Manifest, engine: Engine, held_out: list[Path]) -> list[float]:
-    """Scores of held-out good images as if they were new.
+def score_held_out(manifest: Manifest, engine: Engine, held_out: list[Path]) -> tuple[list[float], list[float]]:
+    """Scores of held-out good images as if they were new, and of some of them with defects planted into them.
 
     The bundle's standards by place were measured on them, which makes them score less than the next good images will.
     So each is judged by standards that were measured on the others, in ``FOLDS`` turns.
     """
     plain = FrameScorer(manifest.model_copy(update={"standards": None}), engine)
+    good = [plain.score(path) for path in held_out]
+    every, rng = max(1, len(good) // PLANTED_FRAMES), np.random.default_rng(0)
+    planted = [
+        (i, plain.score_image(frame.image))
+        for i, scored in enumerate(good)
+        if i % every == 0
+        for kind in KINDS
+        if (frame := plant_defect(scored.image, kind, rng, scored.grid.scale)) is not None
+    ]
     if manifest.standards is None:
-        return [plain.score(path).score for path in held_out]
-    return as_if_new([plain.score(path).heat for path in held_out])
+        return [scored.score for scored in good], [scored.score for _, scored in planted]
+    judged = as_if_new([scored.heat for scored in good])
+    return [judged(i, scored.heat) for i, scored in enumerate(good)], [judged(i, s.heat) for i, s in planted]
 
 
 def measure_trivial(data: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ No pixel goes uninspected: where the side is no multiple of the stride, a last r
 aligned to the border.
 """
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,6 +46,11 @@ class PatchGrid:
     def n(self) -> int:
         """Number of patches, R·C."""
         return len(self.rows) * len(self.columns)
+
+    @property
+    def scale(self) -> float:
+        """Prepared pixels per frame pixel; the geometric mean, where height and width are resized differently."""
+        return math.sqrt(math.prod(self.prepared_size) / (self.roi.w * self.roi.h))
 
     @property
     def origins(self) -> NDArray[np.int32]:

@@ -5,7 +5,8 @@ the limit law of exceedances (Pickands 1975), and the fitted tail says which sco
 allowed probability. docs/decisions/0002-threshold-from-good-frames.md tells why this way.
 
 Good and defective frames: the threshold with the highest balanced accuracy (TPR + TNR) / 2, which is where Youden's
-J = TPR + TNR - 1 is highest (paper, V.B).
+J = TPR + TNR - 1 is highest (paper, V.B). With defects planted into good frames in the place of real ones: the highest
+threshold that is as good, within what so few frames can tell (docs/decisions/0074).
 """
 
 import math
@@ -87,11 +88,18 @@ class FalseAlarmThreshold(_Model):
 class Separation(_Model):
     """How well the score tells good from defective frames."""
 
-    threshold: float = Field(description="Of the highest balanced accuracy.")
+    threshold: float = Field(description="Of the highest balanced accuracy; with planted defects, see method.")
     balanced_accuracy: float = Field(ge=0, le=1)
     defects_found: float = Field(ge=0, le=1, description="Share of defective frames above threshold (TPR).")
     good_passed: float = Field(ge=0, le=1, description="Share of good frames not above threshold (TNR).")
     auroc: float = Field(ge=0, le=1, description="Probability that a defective frame outscores a good one.")
+
+
+class PlantedKind(_Model):
+    """How one kind of planted defect was found."""
+
+    n: int = Field(ge=1, description="Good frames with such a defect planted into them.")
+    found: int = Field(ge=0, description="Those that score above the threshold.")
 
 
 class ScoreSummary(_Model):
@@ -141,7 +149,10 @@ class Calibration(_Model):
     top_k: int = Field(ge=1)
     camera: CameraView
     threshold: float = Field(gt=0, description="A frame that scores above it is anomalous.")
-    method: Literal["false_alarm_rate", "balanced_accuracy"] = Field(description="How the threshold was chosen.")
+    method: Literal["false_alarm_rate", "balanced_accuracy", "planted_defects"] = Field(
+        description="How the threshold was chosen. planted_defects: the highest whose balanced accuracy is within one "
+        "standard error of the best, with defects planted into good frames in the place of real ones."
+    )
     n_good: int = Field(ge=MIN_GOOD_FRAMES)
     n_defect: int = Field(ge=0)
     good: ScoreSummary
@@ -149,6 +160,9 @@ class Calibration(_Model):
     tail: Tail
     false_alarms: FalseAlarmThreshold
     separation: Separation | None = Field(description="Null without defective frames.")
+    planted: dict[str, PlantedKind] | None = Field(
+        default=None, description="By kind; null where the defective frames are real ones, or there are none."
+    )
     warnings: tuple[str, ...] = Field(description="What limits the trust in the threshold, in plain words.")
     healthy: CameraProfile | None = Field(
         default=None, description="What good frames look like to the rules that recognise camera faults."
@@ -333,7 +347,7 @@ def calibrate_labelled(good: Scores, defect: Scores) -> Separation:
     Raises:
         CalibrationError: no threshold is better than guessing.
     """
-    thresholds, found, false = roc(good, defect)
+    _, found, false = roc(good, defect)
     balanced = (found + 1 - false) / 2
     # Thresholds lie between neighbouring scores: of equally good ones take that with most room on both sides.
     values = np.unique(np.concatenate((good, defect)))
@@ -344,11 +358,44 @@ def calibrate_labelled(good: Scores, defect: Scores) -> Separation:
             "the scores do not tell good from defective frames: no threshold is better than guessing. Are the "
             "folders of good and defective frames swapped, or was the bundle trained on another product?"
         )
+    return _separation(good, defect, best)
+
+
+def calibrate_planted(good: Scores, planted: Scores) -> Separation:
+    """Threshold of the fewest false alarms among those that are as good as the best, within one standard error.
+
+    The highest balanced accuracy itself would follow the oddest of a few dozen frames, and planted defects are only
+    like real ones. Of what they cannot tell apart, the choice is the one that is quiet on the line (the rule of one
+    standard error: Breiman et al., "Classification and Regression Trees", 1984, 3.4.3).
+
+    Args:
+        good: (n,), frame scores of good frames.
+        planted: (m,), of good frames with a defect in each, m >= 1.
+
+    Raises:
+        CalibrationError: no threshold is better than guessing.
+    """
+    _, found, false = roc(good, planted)
+    balanced = (found + 1 - false) / 2
+    best = int(balanced.argmax())
+    if balanced[best] <= 0.5:
+        raise CalibrationError(
+            "the scores do not tell planted defects from good frames: no threshold is better than guessing. Was the "
+            "bundle trained on another product?"
+        )
+    spread = max(false[best] * (1 - false[best]), (1 - 1 / good.size) / good.size)  # none of n alarmed: not never
+    error = math.sqrt(spread / good.size + found[best] * (1 - found[best]) / planted.size) / 2
+    return _separation(good, planted, int(np.argmax(balanced >= balanced[best] - error)))
+
+
+def _separation(good: Scores, defect: Scores, chosen: int) -> Separation:
+    """What the ``chosen`` of the thresholds of ``roc`` does."""
+    thresholds, found, false = roc(good, defect)
     return Separation(
-        threshold=float(thresholds[best]),
-        balanced_accuracy=float(balanced[best]),
-        defects_found=float(found[best]),
-        good_passed=float(1 - false[best]),
+        threshold=float(thresholds[chosen]),
+        balanced_accuracy=float((found[chosen] + 1 - false[chosen]) / 2),
+        defects_found=float(found[chosen]),
+        good_passed=float(1 - false[chosen]),
         auroc=auroc(good, defect),
     )
 

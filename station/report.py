@@ -200,20 +200,32 @@ def explain(calibration: Calibration, outlook: Outlook) -> list[str]:
             f"({100 * alarms.confidence:.0f} % interval of the threshold: {written(alarms.low)} to "
             f"{written(alarms.high)})."
         )
-    else:
+    elif calibration.method == "balanced_accuracy":
         sentences.append("It is where the balanced accuracy on the frames given is highest.")
+    else:
+        sentences.append(
+            "Of the thresholds that tell planted defects from good frames as well as any, as far as so few frames can "
+            "tell, it is the highest."
+        )
     sentences += outlook.lines()
     if calibration.method != "false_alarm_rate":
         sentences.append(
             f"For a false-alarm budget of {odds(alarms.rate)} the threshold would be {written(alarms.threshold)} "
             f"(add --false-alarms {alarms.rate:g} to take it)."
         )
-    if separation is not None:
+    if separation is not None and calibration.planted is None:
         sentences.append(
             f"On {calibration.n_defect} defective and {calibration.n_good} good frames: auROC {separation.auroc:.4f}, "
             f"balanced accuracy up to {separation.balanced_accuracy:.4f} (at {written(separation.threshold)}, where "
             f"{100 * separation.defects_found:.1f} % of the defects are found and "
             f"{100 * separation.good_passed:.1f} % of the good frames pass)."
+        )
+    elif separation is not None and calibration.planted is not None:
+        kinds = ", ".join(f"{kind} {of.found} of {of.n}" for kind, of in calibration.planted.items())
+        sentences.append(
+            f"Of {calibration.n_defect} defects that were planted into good frames it finds: {kinds} (auROC "
+            f"{separation.auroc:.4f}). They are about as strong as the material's own contrast; real ones may be "
+            "fainter."
         )
     return sentences
 
@@ -265,7 +277,7 @@ def render(report: Report) -> str:
                     "the product to the model, or move the camera closer, so that the defect covers more pixels."
                 )
                 + _gallery(report.defect, "frame"),
-                "The defects that score lowest",
+                f"The {'planted ' if calibration.planted else ''}defects that score lowest",
             )
         )
     sections.append(section("Details", facts(_details(calibration))))
@@ -297,7 +309,7 @@ def _cards(report: Report) -> list[tuple[str, str, str]]:
         share = percent(outlook.found / calibration.n_defect)
         note = f"{outlook.found:,} of {calibration.n_defect:,}; 95 % interval {percent(low)} to {percent(high)}"
         found += [
-            ("defects found", share, note),
+            ("planted defects found" if calibration.planted else "defects found", share, note),
             ("auROC", f"{separation.auroc:.4f}", "1 is perfect, 0.5 is chance"),
         ]
     else:
@@ -321,7 +333,7 @@ def _options(report: Report) -> str:
     if pace:
         head.append("good frames above it, a shift")
     if outlook.found is not None:
-        head.append("defects found")
+        head.append("planted defects found" if calibration.planted else "defects found")
 
     def row(name: str, low: float, at: float, high: float, rate: float, found: int | None) -> list[str]:
         beyond = f"{1 / (rate * n):,.0f} × rarer than {n:,} frames can show" if rate * n < 1 else ""
@@ -339,7 +351,8 @@ def _options(report: Report) -> str:
         rows = [row(name, alarms.low, alarms.threshold, alarms.high, alarms.rate, outlook.found)]
     else:
         at = calibration.threshold
-        rows = [row("this calibration: balanced accuracy", at, at, at, chance.p or 1.0, outlook.found)]
+        how = "planted defects" if calibration.method == "planted_defects" else "balanced accuracy"
+        rows = [row(f"this calibration: {how}", at, at, at, chance.p or 1.0, outlook.found)]
         if not chance.p and pace:
             rows[0][3] = "0"
     for option in outlook.options:
@@ -407,12 +420,13 @@ def _next_steps(report: Report) -> list[str]:
             f"Until then a budget nearer to what {n:,} frames can show is safer: <code>--false-alarms 1/{5 * n}</code>."
             " What is missed for a threshold that is too high, nobody sees."
         )
-    if calibration.separation is None:
+    if calibration.separation is None or calibration.planted is not None:
+        planted = "" if calibration.planted else " Until you have some, <code>--plant</code> plants defects."
         found.append(
             "Put a few known defects into a folder and add <code>--defect FOLDER</code>: then this page says how many "
-            "of them are found, too."
+            f"of them are found, too.{planted}"
         )
-    elif outlook.found is not None and outlook.found < calibration.n_defect:
+    if outlook.found is not None and outlook.found < calibration.n_defect:
         passed = f"See which {calibration.n_defect - outlook.found:,} of {calibration.n_defect:,} defects pass"
         found.append(
             f"{link('Lowest defects', passed)}. If they must not, allow more false alarms "
@@ -451,7 +465,10 @@ def _details(calibration: Calibration) -> list[tuple[str, str]]:
     ]
     if calibration.defect is not None:
         rows.append(
-            ("quantiles, defective", ", ".join(f"{q}: {written(v)}" for q, v in calibration.defect.quantiles.items()))
+            (
+                "quantiles, planted" if calibration.planted else "quantiles, defective",
+                ", ".join(f"{q}: {written(v)}" for q, v in calibration.defect.quantiles.items()),
+            )
         )
     return rows
 

@@ -1,8 +1,8 @@
 """How well a scorer tells held-out good frames from frames with planted defects: a choice that looks at no test image.
 
 Some defects are those of the training's recipe (``train.planting``), at full and at half contrast. The others are the
-five kinds of the demo's line, which training never sees, so that a model is not measured by its own recipe alone.
-Their strength follows the frame's own contrast: neither invisible nor trivial (docs/decisions/0064).
+five kinds of ``engines.planted``, which training never sees, so that a model is not measured by its own recipe alone
+(docs/decisions/0064).
 """
 
 from collections import defaultdict
@@ -10,51 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.defects import KINDS, Defect, Kind, make_defect
+from engines.defects import KINDS, Kind
 from engines.engine import Float32Array, UInt8Array
+from engines.planted import TRIES, PlantedFrame, blended, plant_defect
 from train.metrics import PixelCurve, image_metrics
 from train.planting import plant
 
 RECIPES = {"recipe": 1.0, "faint recipe": 0.5}
 """Kinds drawn by the training's recipe: the share of its change that is blended in."""
 
-CONTRASTS: dict[Kind, tuple[float, float]] = {
-    "scratch": (0.9, 1.8),
-    "stain": (1.0, 2.0),
-    "hole": (1.0, 2.0),
-    "thread": (0.9, 1.8),
-    "dent": (1.0, 2.0),
-}
-"""Kinds of the demo's line: root mean square of the change, in standard deviations of the frame's pixels."""
-
 PATCH = 64  # side of the window that a recipe's defect is drawn in
 _WINDOWS = 8  # of the same frame at once: the recipe fills defects with material from elsewhere, too
-_LEAST_DEVIATION = 2.5  # grey levels; as much as the recipe takes a flat surface for
-_MOST_COVER = 1.5  # times the demo's own change, beyond which a picture of a defect is no longer one
-_LEAST_CHANGE = 1.0  # grey levels, mean over the mask; less, as black on black, is no defect
-_TRIES = 20
-
-
-@dataclass(frozen=True)
-class PlantedFrame:
-    """A good frame with one defect in it.
-
-    Attributes:
-        image: uint8 (H, W, 3).
-        mask: bool (H, W), True on the defect.
-        kind: one of ``RECIPES`` or of ``CONTRASTS``.
-        contrast: see there.
-    """
-
-    image: UInt8Array
-    mask: NDArray[np.bool_]
-    kind: str
-    contrast: float
 
 
 @dataclass(frozen=True)
@@ -164,16 +134,13 @@ def _above(highest: float, values: Sequence[float]) -> float:
 
 def _plant(image: UInt8Array, kind: str, patch: int, rng: np.random.Generator) -> PlantedFrame | None:
     """One defect of ``kind`` somewhere in ``image``; None if none of some tries changes it."""
-    for _ in range(_TRIES):
-        if kind in RECIPES:
-            change, mask = _recipe_change(image, patch, rng)
-            contrast = RECIPES[kind]
-            change *= contrast
-        else:
-            change, mask, contrast = _demo_change(image, cast("Kind", kind), rng)
-        planted = np.clip(np.rint(image + change), 0, 255).astype(np.uint8)
-        if mask.any() and cv2.absdiff(planted, image)[mask].mean() >= _LEAST_CHANGE:
-            return PlantedFrame(planted, mask, kind, contrast)
+    if kind not in RECIPES:
+        return plant_defect(image, cast("Kind", kind), rng)
+    for _ in range(TRIES):
+        change, mask = _recipe_change(image, patch, rng)
+        planted = blended(image, RECIPES[kind] * change, mask)
+        if planted is not None:
+            return PlantedFrame(planted, mask, kind, RECIPES[kind])
     return None
 
 
@@ -192,37 +159,3 @@ def _recipe_change(image: UInt8Array, patch: int, rng: np.random.Generator) -> t
     change[area] = ((planted.patches[hit] - pixels[hit]) * 127.5).permute(1, 2, 0).numpy()
     mask[area] = planted.mask[hit, 0].bool().numpy()
     return change, mask
-
-
-def _demo_change(
-    image: UInt8Array, kind: Kind, rng: np.random.Generator
-) -> tuple[Float32Array, NDArray[np.bool_], float]:
-    """What a defect of the demo's line does to the frame, its mask, and its contrast."""
-    height, width = image.shape[:2]
-    defect = _resized(make_defect(kind, rng), rng.uniform(0.4, 1.0), min(height, width) // 2)
-    h, w = defect.shade.shape
-    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    area = np.s_[y : y + h, x : x + w]
-    deviation = max(float(image.mean(axis=2).std()), _LEAST_DEVIATION)
-
-    surface = image[area].astype(np.float32)
-    drawn = np.stack([defect.applied(surface[..., c]) for c in range(3)], axis=2) - surface
-    change, mask = np.zeros(image.shape, np.float32), np.zeros((height, width), np.bool_)
-    mask[area] = defect.mask
-    strength = float(np.sqrt(np.square(drawn[defect.mask]).mean())) if defect.mask.any() else 0.0
-    wanted = rng.uniform(*CONTRASTS[kind]) * deviation
-    cover = min(wanted / max(strength, 1e-6), _MOST_COVER)
-    change[area] = cover * drawn
-    return change, mask, cover * strength / deviation
-
-
-def _resized(defect: Defect, factor: float, longest: int) -> Defect:
-    """The picture of a defect, smaller: by ``factor``, or until no side exceeds ``longest`` pixels."""
-    h, w = defect.shade.shape
-    factor = min(factor, longest / max(h, w))
-    size = (max(1, round(w * factor)), max(1, round(h * factor)))
-    layers = (defect.shade, defect.alpha, defect.colour)
-    shade, alpha, colour = (
-        np.asarray(cv2.resize(layer, size, interpolation=cv2.INTER_AREA), np.float32) for layer in layers
-    )
-    return Defect(defect.kind, shade, alpha, colour)

@@ -16,10 +16,12 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from engines.bundle import Bundle, read_bundle
+from engines.defects import KINDS
 from engines.engine import EngineSettings
 from engines.images import find_images
 from engines.judging import Judging
 from engines.opening import open_engine
+from engines.planted import plant_defect
 from engines.tiling import Tiler
 from station import logs
 from station.budget import Budget, Pace, parse_budget
@@ -28,8 +30,10 @@ from station.calibration import (
     CalibrationError,
     CameraView,
     GoodScores,
+    PlantedKind,
     Scores,
     calibrate_labelled,
+    calibrate_planted,
     caveats,
     summarize,
     thinned,
@@ -59,6 +63,8 @@ DEFAULT_FALSE_ALARMS = 1e-3
 """What a few hundred good frames can still say something about; see docs/decisions/0002."""
 DEFAULT_FRAMES = 1000
 EXHIBITS = 6
+PLANTED_FRAMES = 40
+"""Good frames that defects are planted into, one of each kind: enough to tell, and quickly done."""
 USEFUL_AUROC = 0.8
 PATIENCE = 30.0
 """Seconds without a frame after which the camera is given up, beyond its own read_timeout."""
@@ -97,13 +103,21 @@ def calibrate(
     frames: Annotated[
         int, typer.Option(metavar="N", min=20, help="How many frames to take from the camera.")
     ] = DEFAULT_FRAMES,
+    plant: Annotated[
+        bool,
+        typer.Option(
+            "--plant",
+            help="No defective frames at hand: plant defects into good ones, five kinds of them. The threshold then is "
+            "the highest that finds them as well as any.",
+        ),
+    ] = False,
     false_alarms: Annotated[
         str | None,
         typer.Option(
             metavar="BUDGET",
             help="False alarms that you can bear: a share of the good frames, such as 1e-4 or 1/10000, or so many in a "
             "period, such as 1/shift, 2/day, 1/hour, 1/week (a shift is 8 hours). Decides the threshold, with "
-            "--defect too.",
+            "--defect and --plant too.",
             show_default=f"{DEFAULT_FALSE_ALARMS:g}",
         ),
     ] = None,
@@ -147,6 +161,7 @@ def calibrate(
     From good frames alone: the score that a good frame exceeds with the
     probability --false-alarms. With --defect: the threshold of the highest
     balanced accuracy, unless --false-alarms is given too; both are reported.
+    With --plant the same with planted defects, and how many were found.
 
     Take frames that the model was not trained on, for those score too low.
     A few hundred, better thousands, of different products at different times
@@ -170,6 +185,8 @@ def calibrate(
         raise typer.BadParameter("needs --config FILE and takes the place of --good", param_hint="--from-recent")
     if (include_anomalous or yes) and not from_recent:
         raise typer.BadParameter("goes with --from-recent", param_hint="--include-anomalous" if not yes else "--yes")
+    if plant and defect:
+        raise typer.BadParameter("takes the place of --defect; give one of them", param_hint="--plant")
     budget = _budget(false_alarms)
     plan = _plan(config, bundle, good, defect or [], frames, out)
     if from_recent:
@@ -184,11 +201,18 @@ def calibrate(
         tiler = Tiler(manifest.preprocessing, plan.roi.box if plan.roi else None)
         inspector = Inspector(engine, tiler, Judging.of(manifest), plan.judge)
         with make_progress(console) as progress:
-            good_set = _collect_good(plan, inspector, progress)
-            defect_set = _collect_files(plan.defect_files, "defective frames", inspector, progress, _Set(-1))
+            asked = plan.frames if plan.camera is not None else len(plan.good_files)
+            planter = _Planter(inspector, asked) if plant else None
+            good_set = _collect_good(plan, inspector, progress, planter)
+            defect_set = (
+                planter.planted
+                if planter is not None
+                else _collect_files(plan.defect_files, "defective frames", inspector, progress, _Set(-1))
+            )
             pace = pace or _measured(good_set.times, plan.alerts)
             good_scores = GoodScores(good_set.array)
-            calibration = _make(plan, good_scores, good_set, defect_set, _rate(plan, budget, pace), budget is not None)
+            rate = _rate(plan, budget, pace)
+            calibration = _make(plan, good_scores, good_set, defect_set, rate, planter, prefer_rate=budget is not None)
             change, exhibits = None, show_frames(good_set.kept, calibration.threshold)
             if plan.recent is not None:
                 change, exhibits = _recent_change(plan.recent, good_set, calibration, inspector, progress)
@@ -249,6 +273,7 @@ class _Set:
         sign: 1 keeps the highest-scoring frames, -1 the lowest.
         profile: measures the frames for the camera rules; None: they are not good ones.
         survey: of their patches; used for the good ones.
+        planter: plants defects into the good ones; None: into none.
         times: when the camera's frames were captured, seconds of ``time.monotonic()``.
     """
 
@@ -260,6 +285,7 @@ class _Set:
     asked: int = 0
     profile: ProfileMaker | None = None
     survey: Survey = field(default_factory=Survey)
+    planter: "_Planter | None" = None
     times: list[float] = field(default_factory=list)
 
     def add(self, found: Inspected) -> None:
@@ -269,12 +295,52 @@ class _Set:
         if self.profile is not None:
             self.profile.add(found.image)
             self.survey.add(found.name, found.image, found.inspection)
+        if self.planter is not None:
+            self.planter.see(found)
         insort(self.kept, found, key=lambda kept: -self.sign * kept.inspection.score)
         del self.kept[EXHIBITS:]
 
     @property
     def array(self) -> Scores:
         return np.array(self.scores, np.float64)
+
+
+class _Planter:
+    """Plants defects into some of the good frames, evenly spread, and has them inspected.
+
+    Attributes:
+        planted: their scores, and those that are found worst.
+        kinds: of the defects, in the order of the scores.
+    """
+
+    def __init__(self, inspector: Inspector, n_good: int) -> None:
+        """Prepare for ``n_good`` frames."""
+        self.planted, self.kinds = _Set(-1), list[str]()
+        self._inspector, self._every = inspector, max(1, n_good // PLANTED_FRAMES)
+        self._seen, self._rng = 0, np.random.default_rng(0)
+
+    def see(self, found: Inspected) -> None:
+        """Take a good frame."""
+        self._seen += 1
+        if (self._seen - 1) % self._every:
+            return
+        grid, name = found.inspection.grid, Path(found.name).name
+        x, y, w, h = grid.roi
+        for kind in KINDS:
+            planted = plant_defect(found.image[y : y + h, x : x + w], kind, self._rng, grid.scale)
+            if planted is None:
+                continue
+            image = found.image.copy()
+            image[y : y + h, x : x + w] = planted.image
+            shown = f"{kind} in {name}" if name else kind
+            self.planted.add(Inspected(shown, image, self._inspector.inspect(image)))
+            self.kinds.append(kind)
+
+    def by_kind(self, threshold: float) -> dict[str, PlantedKind]:
+        """How many of each kind score above ``threshold``."""
+        scores = list(zip(self.kinds, self.planted.scores, strict=True))
+        found = {kind: [score > threshold for of, score in scores if of == kind] for kind in KINDS}
+        return {kind: PlantedKind(n=len(above), found=sum(above)) for kind, above in found.items() if above}
 
 
 def _plan(
@@ -369,10 +435,10 @@ def _images(folder: Path) -> list[Path]:
     return files
 
 
-def _collect_good(plan: _Plan, inspector: Inspector, progress: Progress) -> _Set:
+def _collect_good(plan: _Plan, inspector: Inspector, progress: Progress, planter: _Planter | None) -> _Set:
+    collected = _Set(1, asked=plan.frames, profile=ProfileMaker(), planter=planter)
     if plan.camera is None:
-        return _collect_files(plan.good_files, "good frames", inspector, progress, _Set(1, profile=ProfileMaker()))
-    collected = _Set(1, asked=plan.frames, profile=ProfileMaker())
+        return _collect_files(plan.good_files, "good frames", inspector, progress, collected)
     task = progress.add_task("good frames", total=plan.frames)
     # A looping source would hand out the same frames again and again.
     with Capture(plan.camera.model_copy(update={"loop": False})) as capture:
@@ -430,12 +496,23 @@ def _collect_files(files: Sequence[Path], what: str, inspector: Inspector, progr
 
 
 def _make(
-    plan: _Plan, scores: GoodScores, good_set: _Set, defect_set: _Set, rate: float, prefer_rate: bool
+    plan: _Plan,
+    scores: GoodScores,
+    good_set: _Set,
+    defect_set: _Set,
+    rate: float,
+    planter: _Planter | None,
+    *,
+    prefer_rate: bool,
 ) -> Calibration:
     good, defect, tail = scores.scores, defect_set.array, scores.tail
+    if planter is not None and not defect.size:
+        raise CalibrationError("no defect could be planted that would be seen: are the frames all black or all white?")
     false_alarms = scores.threshold(rate)
-    separation = calibrate_labelled(good, defect) if defect.size else None
+    separate = calibrate_labelled if planter is None else calibrate_planted
+    separation = separate(good, defect) if defect.size else None
     by_separation = separation is not None and not prefer_rate
+    threshold = separation.threshold if separation and by_separation else false_alarms.threshold
     warnings = caveats(good, tail, None if by_separation else false_alarms)
     if separation is not None and separation.auroc < USEFUL_AUROC:
         warnings.append(
@@ -462,8 +539,8 @@ def _make(
         frame_score=plan.judge.frame_score,
         top_k=plan.judge.top_k,
         camera=CameraView(source=plan.source, frame_height=height, frame_width=width, roi=plan.roi),
-        threshold=separation.threshold if separation and by_separation else false_alarms.threshold,
-        method="balanced_accuracy" if by_separation else "false_alarm_rate",
+        threshold=threshold,
+        method=("balanced_accuracy" if planter is None else "planted_defects") if by_separation else "false_alarm_rate",
         n_good=good.size,
         n_defect=defect.size,
         good=summarize(good),
@@ -471,6 +548,7 @@ def _make(
         tail=tail,
         false_alarms=false_alarms,
         separation=separation,
+        planted=planter.by_kind(threshold) if planter is not None else None,
         warnings=tuple(warnings),
         healthy=good_set.profile.make() if good_set.profile else None,
         good_scores=thinned(good),

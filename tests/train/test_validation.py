@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from train.validation import CONTRASTS, RECIPES, plant_frames, validate
+from engines.planted import CONTRASTS
+from train.validation import RECIPES, plant_frames, validate
 
 KINDS = [*RECIPES, *CONTRASTS]
 
