@@ -211,4 +211,5 @@ def test_the_last_way_of_judging_is_what_an_evaluation_sees(tmp_path):
     expected = judge_as_evaluated(data, bundle, load_trained(run).held_out)
     assert rows[-1]["image_auroc"] == pytest.approx(expected["image_auroc"])
     assert rows[-1]["good_only_accuracy"] == pytest.approx(expected["good_only_accuracy"])
+    assert expected["planted_accuracy"] is None or 0 <= expected["planted_accuracy"] <= 1
     assert len({row["image_auroc"] for row in rows}) > 1

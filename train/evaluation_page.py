@@ -29,6 +29,7 @@ from engines.plots import (
 )
 from train.evaluate import Evaluation, Metrics
 from train.metrics import PRO_LIMIT
+from train.model_card import judged_by
 from train.sheet import Shown
 
 _ROW = 30  # pixels of a type of defect in the chart of scores
@@ -269,11 +270,6 @@ def _facts(description: Description, digest: str, data: str) -> list[tuple[str, 
         if preprocessing.frame_size
         else f"at scale {preprocessing.scale:g}"
     )
-    judged = (
-        "the highest value of the smoothed anomaly map"
-        if description.smoothing is not None
-        else f"the worst patch's (1 − λ)·L_R + λ·L_fD, λ = {description.lambda_:g}"
-    )
     patches = (
         f"{preprocessing.patch_size} × {preprocessing.patch_size}, every {preprocessing.stride} pixels, of the "
         f"{preprocessing.colour} frame {size}"
@@ -287,7 +283,7 @@ def _facts(description: Description, digest: str, data: str) -> list[tuple[str, 
         ("images", data),
         ("patches", patches),
         ("networks", f"width {network.width}, {network.latent_size} latents"),
-        ("score of an image", judged),
+        ("score of an image", judged_by(description)),
         ("trained on", trained),
     ]
     return [(name, value) for name, value in rows if value]

@@ -108,6 +108,21 @@ def draw_curves(history: list[dict[str, float]]) -> bytes:
     return png(figure)
 
 
+def judged_by(description: Description) -> str:
+    """What a frame's score is, in words."""
+    network = description.network
+    method = load(network.method)
+    if description.smoothing is None:
+        return f"the worst patch's {method.score}; λ = {description.lambda_:g}, f_D at `{network.feature_layer}`"
+    if not method.settings.get("locator", True):  # its map is its own
+        return method.score
+    places = ", in deviations of what good frames show at that place" if description.standards else ""
+    return (
+        f"the highest value of the anomaly map, smoothed by {description.smoothing:g} pixels{places}; the map is the "
+        "locator's log-odds and a share of the residual"
+    )
+
+
 def _summary(description: Description) -> str:
     network, preprocessing = description.network, description.preprocessing
     method = load(network.method)
@@ -118,15 +133,13 @@ def _summary(description: Description) -> str:
     )
     return (
         f"# {description.name}\n\n"
-        f"Method: {method.source}. Trained on images without defects; its score is how badly it reconstructs the "
-        f"patches of a {description.category}.\n\n"
+        f"Method: {method.source}. Trained on images without defects of a {description.category}.\n\n"
         "| | |\n| --- | --- |\n"
         f"| exported | {description.created_at:%Y-%m-%d %H:%M} UTC |\n"
         f"| patches | {preprocessing.patch_size} × {preprocessing.patch_size}, every {preprocessing.stride} pixels, "
         f"of the {preprocessing.colour} frame {size} |\n"
         f"| networks | width {network.width}{', folded' * network.folded}, {network.latent_size} latents |\n"
-        f"| score | {method.score}; λ = {description.lambda_:g}, f_D at `{network.feature_layer}`. A frame's score is "
-        "its worst patch's |\n"
+        f"| score of a frame | {judged_by(description)} |\n"
         f"| α | {description.alpha:g} |"
     )
 

@@ -506,8 +506,6 @@ def _make(
     prefer_rate: bool,
 ) -> Calibration:
     good, defect, tail = scores.scores, defect_set.array, scores.tail
-    if planter is not None and not defect.size:
-        raise CalibrationError("no defect could be planted that would be seen: are the frames all black or all white?")
     false_alarms = scores.threshold(rate)
     separate = calibrate_labelled if planter is None else calibrate_planted
     separation = separate(good, defect) if defect.size else None

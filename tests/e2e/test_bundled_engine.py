@@ -32,8 +32,10 @@ def test_the_bundled_engine_was_trained_on_the_demos_photograph_alone():
     steps = re.search(r"after ([\d,]+) steps", command)
     assert steps
     assert manifest.training.steps == int(steps[1].replace(",", ""))
-    assert manifest.training.n_images == 400
+    assert manifest.training.n_images == 340  # of 400; the others are held out
     assert manifest.preprocessing.scale == 2.0
+    assert manifest.smoothing == 3.0
+    assert manifest.standards is not None
 
 
 def test_the_demo_finds_what_is_planted_without_a_false_alarm(tmp_path: Path):

@@ -68,6 +68,7 @@ def test_boxes_hold_what_the_patch_saw(layout):
     tiler, frame_size = layout
     grid = tiler.grid(frame_size)
     scale = np.array([grid.roi.h / grid.prepared_size[0], grid.roi.w / grid.prepared_size[1]])
+    assert grid.scale == pytest.approx(1 / np.sqrt(scale.prod()))
     for index, origin in enumerate(grid.origins):
         box = grid.box(index)
         start = np.array([grid.roi.y, grid.roi.x]) + origin * scale

@@ -15,6 +15,7 @@ from station.calibration import (
     auroc,
     calibrate_good,
     calibrate_labelled,
+    calibrate_planted,
     caveats,
     effective_frames,
     fit_tail,
@@ -174,6 +175,35 @@ def test_no_threshold_has_a_higher_balanced_accuracy(good, defect):
 def test_threshold_lies_in_the_middle_of_the_gap():
     found = calibrate_labelled(np.array([1.0, 2.0, 3.0]), np.array([9.0, 10.0]))
     assert (found.threshold, found.balanced_accuracy, found.auroc) == (6.0, 1.0, 1.0)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.lists(st.integers(0, 12), min_size=1, max_size=30))
+def test_planted_defects_choose_the_highest_threshold_that_is_as_good_as_the_best(good, planted):
+    """Within one standard error, told anew here in plain words."""
+    good, planted = np.array(good, float), np.array(planted, float)
+    candidates = np.arange(-0.5, 13)
+    accuracies = [((planted > t).mean() + (good <= t).mean()) / 2 for t in candidates]
+    if max(accuracies) <= 0.5:
+        with pytest.raises(CalibrationError, match="do not tell planted defects from good frames"):
+            calibrate_planted(good, planted)
+        return
+    found = calibrate_planted(good, planted)
+    best = candidates[int(np.flatnonzero(np.isclose(accuracies, max(accuracies)))[-1])]
+    false, true = (good > best).mean(), (planted > best).mean()
+    variance = max(false * (1 - false), (1 - 1 / good.size) / good.size) / good.size + true * (1 - true) / planted.size
+    least = max(accuracies) - variance**0.5 / 2
+    assert found.balanced_accuracy >= least - 1e-9
+    next_score = min((s for s in (*good, *planted) if s > found.threshold), default=np.inf)
+    assert all(a < least + 1e-9 for a, t in zip(accuracies, candidates, strict=True) if t > next_score)
+    assert found.balanced_accuracy == pytest.approx(
+        ((planted > found.threshold).mean() + (good <= found.threshold).mean()) / 2
+    )
+
+
+def test_a_few_faint_planted_defects_are_not_worth_a_false_alarm():
+    good, planted = np.arange(40.0), np.repeat([38.5, 100.0], [4, 96])
+    assert calibrate_labelled(good, planted).threshold == 38.25
+    assert calibrate_planted(good, planted).threshold == 69.5
 
 
 def test_roc_runs_from_nothing_to_everything():

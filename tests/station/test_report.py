@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from station.budget import Pace
-from station.calibration import Chance, FalseAlarmThreshold, calibrate_labelled, summarize
+from station.calibration import Chance, FalseAlarmThreshold, PlantedKind, calibrate_labelled, summarize
 from station.report import Exhibit, Option, Outlook, Report, explain, render
 from station.settings import AlertSettings
 from station.survey import Finding
@@ -131,6 +131,20 @@ def test_words_for_a_false_alarm_budget(bundle):
     assert "At 10 frames a second (camera.fps) about 290 good frames score above it in a shift of 8 hours" in words
     assert "(95 % interval 29 to 1,400)" in words
     assert "alerts are at most that many" in words
+
+
+def test_words_for_planted_defects(labelled):
+    kinds = {"scratch": PlantedKind(n=40, found=31), "hole": PlantedKind(n=40, found=40)}
+    planted = labelled.model_copy(update={"method": "planted_defects", "planted": kinds})
+    words = " ".join(explain(planted, OUTLOOK))
+    assert "it is the highest" in words
+    assert "Of 80 defects that were planted into good frames it finds: scratch 31 of 40, hole 40 of 40 (auROC" in words
+    found = words_of(page(planted, replace(OUTLOOK, found=71), defect=[exhibit("scratch in 003.png")]))
+    assert "this calibration: planted defects" in found
+    assert "planted defects found" in found
+    assert "The planted defects that score lowest" in found
+    assert "Put a few known defects into a folder and add" in found
+    assert "--plant" not in found, "it is there already"
 
 
 def test_words_without_a_frame_rate_say_how_to_give_one(bundle):

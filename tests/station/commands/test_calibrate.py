@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from engines.defects import KINDS
 from station.calibration import CalibrationError, load_calibration
 from station.camera import CameraError
 from station.cli import app
@@ -106,6 +107,54 @@ def test_false_alarm_budget_decides_when_given_beside_defects(bundle, good, defe
     assert calibration.method == "false_alarm_rate"
     assert calibration.threshold == calibration.false_alarms.threshold
     assert calibration.separation.auroc == 1
+
+
+def test_from_good_frames_and_defects_planted_into_them(bundle, good, tmp_path):
+    out = tmp_path / "calibration.json"
+    result = station("--bundle", bundle.path, "--good", good, "--plant", "--out", out)
+    assert result.exit_code == 0, result.output
+    calibration = load_calibration(out, bundle)
+    assert calibration.method == "planted_defects"
+    assert calibration.threshold == calibration.separation.threshold
+    assert list(calibration.planted) == list(KINDS)
+    assert {kind.n for kind in calibration.planted.values()} == {60}, "fewer than 80 good frames: each is planted into"
+    assert calibration.n_defect == 300
+    found = sum(kind.found for kind in calibration.planted.values())
+    assert found / 300 == pytest.approx(calibration.separation.defects_found)
+    assert calibration.good.median < calibration.threshold
+    page = out.with_suffix(".html").read_text()
+    assert "The planted defects that score lowest" in page
+    assert " in 0" in unescape(page), "captions name kind and frame"
+    assert f"scratch {calibration.planted['scratch'].found} of 60" in result.stdout
+
+    again = tmp_path / "again.json"
+    station("--bundle", bundle.path, "--good", good, "--plant", "--out", again)
+    assert load_calibration(again, bundle).threshold == calibration.threshold
+
+
+def test_budget_decides_beside_planted_defects_too(bundle, good, tmp_path):
+    out = tmp_path / "calibration.json"
+    station("--bundle", bundle.path, "--good", good, "--plant", "--false-alarms", 0.05, "--out", out)
+    calibration = load_calibration(out, bundle)
+    assert calibration.method == "false_alarm_rate"
+    assert calibration.threshold == calibration.false_alarms.threshold
+    above = sum(kind.found for kind in calibration.planted.values()) / calibration.n_defect
+    assert above <= calibration.separation.defects_found or calibration.threshold < calibration.separation.threshold
+
+
+def test_defects_are_planted_into_the_region_of_interest_of_some_camera_frames(bundle, good, tmp_path, monkeypatch):
+    seen = []
+    inspect = Inspector.inspect
+    monkeypatch.setattr(Inspector, "inspect", lambda self, image: (seen.append(image.copy()), inspect(self, image))[1])
+    roi = "roi = {x = 32, y = 0, width = 64, height = 64}\nloop = true\n"
+    config = write_config(tmp_path, bundle, f"folder:{write_frames(tmp_path / 'many', 90)}", roi)
+    result = station("--config", config, "--frames", 90, "--plant")
+    assert result.exit_code == 0, result.output
+    calibration = load_calibration(tmp_path / "limits" / "calibration.json", bundle)
+    assert calibration.n_defect == len(seen) - 90 == 45 * len(KINDS), "every other frame"
+    changed = np.any([seen[1 + k] != seen[0] for k in range(len(KINDS))], axis=(0, 3))
+    assert changed[:, 32:].any()
+    assert not changed[:, :32].any()
 
 
 def test_false_alarms_per_shift_with_the_frame_rate(bundle, good, tmp_path):
@@ -233,6 +282,7 @@ def test_few_frames_write_nothing(bundle, tmp_path):
         (("--bundle", "b", "--good", ".", "--fps", "0"), "--fps"),
         (("--bundle", "b", "--good", ".", "--fps", "nan"), "--fps"),
         (("--bundle", "b", "--good", ".", "--out", "calibration.html"), "must end in .json"),
+        (("--bundle", "b", "--good", ".", "--plant", "--defect", "."), "takes the place of --defect"),
         (("--bundle", "b", "--good", ".", "--frames", "3"), "greater than or equal to 20"),
     ],
 )
