@@ -35,7 +35,7 @@ url = "v4l2:///dev/video0"
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Addresses of both reports, after the commands of docs/calibration.md, and what these said."""
+    """Addresses of the reports, after the commands of docs/calibration.md, and what these said."""
     folder = tmp_path_factory.mktemp("reports")
     _write_images(folder / "images")
     (folder / "station.toml").write_text(SETTINGS)
@@ -49,9 +49,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, check=False)
         for command in commands("docs/calibration.md")
     ]
-    assert [done.returncode for done in said] == [0, 0], "\n".join(done.stderr for done in said)
+    assert [done.returncode for done in said] == [0, 0, 0], "\n".join(done.stderr for done in said)
     return {
         "calibration": (folder / "calibration.html").as_uri(),
+        "planted": (folder / "planted.html").as_uri(),
         "evaluation": (folder / "bundles/leather-evaluation/evaluation.html").as_uri(),
         "said": said[0].stdout,
     }
@@ -100,7 +101,16 @@ def test_calibration_report_says_what_the_command_said(reports, page):
     assert "1/week" in page.locator("#false-alarms table").inner_text()
 
 
-@pytest.mark.parametrize("name", ["calibration", "evaluation"])
+def test_report_with_planted_defects_shows_those_that_score_lowest(reports, page):
+    page.goto(reports["planted"])
+    assert "planted defects found" in page.locator("header").inner_text()
+    lowest = page.locator("#lowest-defects")
+    assert "planted defects that score lowest" in lowest.inner_text()
+    assert lowest.locator("img").count() == 6
+    assert all(any(kind in words for kind in KINDS) for words in lowest.locator("figcaption").all_inner_texts())
+
+
+@pytest.mark.parametrize("name", ["calibration", "planted", "evaluation"])
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_reports_are_accessible_on_a_desktop(reports, page, name, colours):
     page.emulate_media(color_scheme=colours)
