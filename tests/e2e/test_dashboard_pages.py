@@ -355,7 +355,11 @@ def test_looking_needs_no_right_and_acting_does(page: Page, mill: Mill, console_
     mill.open(page, f"/stations/{STATIONS[2]}")
     expect(page.locator(".only")).to_have_text("You may look. Log in to act.")
     expect(page.get_by_role("button", name="Pause")).to_have_count(0)
-    page.locator(".only a").click()
+    link = page.locator(".only a")
+    link.evaluate("link => { link.kept = true; link.focus(); }")
+    page.wait_for_timeout(2500)  # scores keep coming
+    assert link.evaluate("link => link.kept && document.activeElement === link"), "replaced under the pointer"
+    link.click()
     accessible(page)
     page.get_by_label("Name").fill("ann")
     page.get_by_label("Password").fill("wrong")

@@ -2,7 +2,7 @@
 import * as api from "./api.js";
 import { judge, loadMore, shown } from "./alerts.js";
 import { toast } from "./dialogs.js";
-import { h, mark, s, say, show } from "./dom.js";
+import { h, mark, refill, s, say, show } from "./dom.js";
 import { icon, redraw } from "./icons.js";
 import { outlines, picture } from "./picture.js";
 import { go } from "./router.js";
@@ -172,7 +172,7 @@ export function alertPageOf(root, { site, line, name, id }, signal) {
     show(form, Boolean(me?.may_act));
     show(only, !me?.may_act);
     if (!me?.may_act) {
-      only.replaceChildren(...(me?.user ? [`${me.user} may look, not judge.`] : me?.login ? [h("a", { href: `/login?next=${encodeURIComponent(location.pathname)}` }, "Log in"), " to say what it is."] : ["Nobody is set up to judge here."]));
+      refill(only, ...(me?.user ? [`${me.user} may look, not judge.`] : me?.login ? [h("a", { href: `/login?next=${encodeURIComponent(location.pathname)}` }, "Log in"), " to say what it is."] : ["Nobody is set up to judge here."]));
     }
   }
 

@@ -24,6 +24,12 @@ export function say(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+/** Replaces the children only where they say something else: a link that is replaced loses focus, and clicks half made. */
+export function refill(node, ...children) {
+  const told = children.map((child) => child.textContent ?? child).join("");
+  if (node.textContent !== told) node.replaceChildren(...children);
+}
+
 /** Sets an attribute only where it differs; null takes it away. */
 export function mark(node, name, value) {
   if (value === null || value === undefined || value === false) node.removeAttribute(name);

@@ -3,7 +3,7 @@ import * as api from "./api.js";
 import { alertTile } from "./alerts.js";
 import { chart } from "./chart.js";
 import { openDialog, toast } from "./dialogs.js";
-import { h, mark, place, say, show } from "./dom.js";
+import { h, mark, place, refill, say, show } from "./dom.js";
 import { gauge, spark } from "./gauge.js";
 import { drawHealth } from "./health.js";
 import { icon, redraw } from "./icons.js";
@@ -60,7 +60,8 @@ function actions(path, look) {
       show(may, Boolean(me?.may_act));
       show(only, !me?.may_act);
       if (!me?.may_act) {
-        only.replaceChildren(
+        refill(
+          only,
           ...(me?.user ? [`${me.user} may look, not act.`] : me?.login ? ["You may look. ", h("a", { href: `/login?next=${encodeURIComponent(location.pathname)}` }, "Log in"), " to act."] : ["This page only shows; nobody is set up to act here."]),
         );
       }
