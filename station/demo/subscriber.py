@@ -22,7 +22,7 @@ from station.demo.contact_sheet import draw_contact_sheet
 from station.demo.tally import Tally
 from station.demo.textures import DemoError
 from station.files import write_file
-from station.messages import Alert, Score, Status
+from station.messages import Alert, Score, Status, alert_image_topic
 from station.settings import MqttSettings
 
 PICTURES = "alert-*.jpg"
@@ -144,8 +144,7 @@ class Subscriber:
             self._arrivals.append(time.monotonic())
         elif topic == "alert":
             self._tell(Alert.model_validate_json(payload))
-        elif topic.startswith("alert/"):
-            id_ = topic.split("/")[1]
+        elif topic.startswith("alert/") and topic == alert_image_topic(id_ := topic.split("/")[1]):
             write_file(self._out / PICTURES.replace("*", id_), payload)
             picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
             self.pictures[id_] = np.asarray(picture, np.uint8)

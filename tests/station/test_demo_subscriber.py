@@ -75,6 +75,7 @@ def test_it_follows_a_station_to_its_end_and_sums_up(station, text, tmp_path):
         publish("alert", alert("open", "a", index + 1, planted.box(index)))
         jpeg = cv2.imencode(".jpg", np.full((300, 256, 3), 80, np.uint8))[1].tobytes()
         publish("alert/a/image", jpeg)
+        publish("alert/a/frame", b"the frame without heat and boxes, which must not take the picture's place")
         publish("alert", alert("close", "a", index + 1, planted.box(index)))
         wrong = frames.stop + 1
         publish("alert", alert("open", "b", wrong, (0, 0, 9, 9)))
