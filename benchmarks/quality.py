@@ -39,13 +39,12 @@ from rich.table import Table
 
 from benchmarks.textures import MATERIALS, write_material
 from engines.bundle import Bundle, read_bundle
-from engines.defects import KINDS
 from engines.engine import Engine, EngineSettings, Float32Array, UInt8Array
 from engines.images import read_image
 from engines.judging import standardised
 from engines.manifest import Manifest, Standards
 from engines.opening import open_engine
-from engines.planted import plant_defect
+from engines.planted import plant_each_kind, planted_spacing
 from station.calibration import CalibrationError, calibrate_planted
 from train import checkpoint
 from train.evaluate import FrameScorer, evaluate
@@ -72,7 +71,6 @@ FRAME_PATCHES = 64  # of 64 x 64 pixels
 TIMED_FRAMES = 15
 FOLDS = 4
 FALSE_ALARMS = 1 / 40  # share of good frames that the threshold from good images may call defective
-PLANTED_FRAMES = 40  # held-out images that defects are planted into, one of each kind
 
 
 def _deviation(image: UInt8Array) -> float:
@@ -202,13 +200,11 @@ def score_held_out(manifest: Manifest, engine: Engine, held_out: list[Path]) -> 
     """
     plain = FrameScorer(manifest.model_copy(update={"standards": None}), engine)
     good = [plain.score(path) for path in held_out]
-    every, rng = max(1, len(good) // PLANTED_FRAMES), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     planted = [
         (i, plain.score_image(frame.image))
-        for i, scored in enumerate(good)
-        if i % every == 0
-        for kind in KINDS
-        if (frame := plant_defect(scored.image, kind, rng, scored.grid.scale)) is not None
+        for i in range(0, len(good), planted_spacing(len(good)))
+        for frame in plant_each_kind(good[i].image, rng, good[i].grid.scale)
     ]
     if manifest.standards is None:
         return [scored.score for scored in good], [scored.score for _, scored in planted]

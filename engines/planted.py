@@ -4,13 +4,14 @@ The five kinds of ``engines.defects``, none of which training draws, so that no 
 Their strength follows the frame's own contrast: neither invisible nor trivial (docs/decisions/0064).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.defects import Defect, Kind, make_defect
+from engines.defects import KINDS, Defect, Kind, make_defect
 from engines.engine import Float32Array, UInt8Array
 
 CONTRASTS: dict[Kind, tuple[float, float]] = {
@@ -23,6 +24,7 @@ CONTRASTS: dict[Kind, tuple[float, float]] = {
 """Root mean square of the change by kind, in standard deviations of the frame's pixels."""
 
 TRIES = 20
+_FRAMES = 40  # enough to tell, and quickly done
 _LEAST_DEVIATION = 2.5  # grey levels; as much as the training's recipe takes a flat surface for
 _MOST_COVER = 1.5  # times the defect as it is drawn, beyond which a picture of a defect is no longer one
 _LEAST_CHANGE = 1.0  # grey levels, mean over the mask; less, as black on black, is no defect
@@ -60,6 +62,19 @@ def plant_defect(image: UInt8Array, kind: Kind, rng: np.random.Generator, scale:
         if planted is not None:
             return PlantedFrame(planted, mask, kind, contrast)
     return None
+
+
+def planted_spacing(n_good: int) -> int:
+    """Defects are planted into every so many of ``n_good`` frames: into 40 to 79 of them, or into all."""
+    return max(1, n_good // _FRAMES)
+
+
+def plant_each_kind(image: UInt8Array, rng: np.random.Generator, scale: float = 1.0) -> Iterator[PlantedFrame]:
+    """A copy of the frame for each kind that can be seen in it; see :func:`plant_defect`."""
+    for kind in KINDS:
+        planted = plant_defect(image, kind, rng, scale)
+        if planted is not None:
+            yield planted
 
 
 def blended(image: UInt8Array, change: Float32Array, mask: NDArray[np.bool_]) -> UInt8Array | None:

@@ -347,8 +347,8 @@ def calibrate_labelled(good: Scores, defect: Scores) -> Separation:
     Raises:
         CalibrationError: no threshold is better than guessing.
     """
-    _, found, false = roc(good, defect)
-    balanced = (found + 1 - false) / 2
+    curve = roc(good, defect)
+    balanced = _balanced(curve)
     # Thresholds lie between neighbouring scores: of equally good ones take that with most room on both sides.
     values = np.unique(np.concatenate((good, defect)))
     room = np.concatenate(([0.0], np.diff(values), [0.0]))[::-1]
@@ -358,7 +358,7 @@ def calibrate_labelled(good: Scores, defect: Scores) -> Separation:
             "the scores do not tell good from defective frames: no threshold is better than guessing. Are the "
             "folders of good and defective frames swapped, or was the bundle trained on another product?"
         )
-    return _separation(good, defect, best)
+    return _separation(curve, best, auroc(good, defect))
 
 
 def calibrate_planted(good: Scores, planted: Scores) -> Separation:
@@ -375,8 +375,9 @@ def calibrate_planted(good: Scores, planted: Scores) -> Separation:
     Raises:
         CalibrationError: no threshold is better than guessing.
     """
-    _, found, false = roc(good, planted)
-    balanced = (found + 1 - false) / 2
+    curve = roc(good, planted)
+    _, found, false = curve
+    balanced = _balanced(curve)
     best = int(balanced.argmax())
     if balanced[best] <= 0.5:
         raise CalibrationError(
@@ -385,18 +386,24 @@ def calibrate_planted(good: Scores, planted: Scores) -> Separation:
         )
     spread = max(false[best] * (1 - false[best]), (1 - 1 / good.size) / good.size)  # none of n alarmed: not never
     error = math.sqrt(spread / good.size + found[best] * (1 - found[best]) / planted.size) / 2
-    return _separation(good, planted, int(np.argmax(balanced >= balanced[best] - error)))
+    return _separation(curve, int(np.argmax(balanced >= balanced[best] - error)), auroc(good, planted))
 
 
-def _separation(good: Scores, defect: Scores, chosen: int) -> Separation:
-    """What the ``chosen`` of the thresholds of ``roc`` does."""
-    thresholds, found, false = roc(good, defect)
+def _balanced(curve: tuple[Scores, Scores, Scores]) -> Scores:
+    """Balanced accuracy at each threshold of what ``roc`` returns."""
+    _, found, false = curve
+    return (found + 1 - false) / 2
+
+
+def _separation(curve: tuple[Scores, Scores, Scores], chosen: int, auroc: float) -> Separation:
+    """What the ``chosen`` of the thresholds of ``curve``, as ``roc`` returns it, does."""
+    thresholds, found, false = curve
     return Separation(
         threshold=float(thresholds[chosen]),
-        balanced_accuracy=float((found[chosen] + 1 - false[chosen]) / 2),
+        balanced_accuracy=float(_balanced(curve)[chosen]),
         defects_found=float(found[chosen]),
         good_passed=float(1 - false[chosen]),
-        auroc=auroc(good, defect),
+        auroc=auroc,
     )
 
 

@@ -21,7 +21,7 @@ from engines.engine import EngineSettings
 from engines.images import find_images
 from engines.judging import Judging
 from engines.opening import open_engine
-from engines.planted import plant_defect
+from engines.planted import plant_each_kind, planted_spacing
 from engines.tiling import Tiler
 from station import logs
 from station.budget import Budget, Pace, parse_budget
@@ -63,8 +63,6 @@ DEFAULT_FALSE_ALARMS = 1e-3
 """What a few hundred good frames can still say something about; see docs/decisions/0002."""
 DEFAULT_FRAMES = 1000
 EXHIBITS = 6
-PLANTED_FRAMES = 40
-"""Good frames that defects are planted into, one of each kind: enough to tell, and quickly done."""
 USEFUL_AUROC = 0.8
 PATIENCE = 30.0
 """Seconds without a frame after which the camera is given up, beyond its own read_timeout."""
@@ -316,7 +314,7 @@ class _Planter:
     def __init__(self, inspector: Inspector, n_good: int) -> None:
         """Prepare for ``n_good`` frames."""
         self.planted, self.kinds = _Set(-1), list[str]()
-        self._inspector, self._every = inspector, max(1, n_good // PLANTED_FRAMES)
+        self._inspector, self._every = inspector, planted_spacing(n_good)
         self._seen, self._rng = 0, np.random.default_rng(0)
 
     def see(self, found: Inspected) -> None:
@@ -326,15 +324,12 @@ class _Planter:
             return
         grid, name = found.inspection.grid, Path(found.name).name
         x, y, w, h = grid.roi
-        for kind in KINDS:
-            planted = plant_defect(found.image[y : y + h, x : x + w], kind, self._rng, grid.scale)
-            if planted is None:
-                continue
+        for planted in plant_each_kind(found.image[y : y + h, x : x + w], self._rng, grid.scale):
             image = found.image.copy()
             image[y : y + h, x : x + w] = planted.image
-            shown = f"{kind} in {name}" if name else kind
+            shown = f"{planted.kind} in {name}" if name else planted.kind
             self.planted.add(Inspected(shown, image, self._inspector.inspect(image)))
-            self.kinds.append(kind)
+            self.kinds.append(planted.kind)
 
     def by_kind(self, threshold: float) -> dict[str, PlantedKind]:
         """How many of each kind score above ``threshold``."""

@@ -22,7 +22,7 @@ from station.demo.contact_sheet import draw_contact_sheet
 from station.demo.tally import Tally
 from station.demo.textures import DemoError
 from station.files import write_file
-from station.messages import Alert, Score, Status, alert_image_topic
+from station.messages import Alert, Score, Status
 from station.settings import MqttSettings
 
 PICTURES = "alert-*.jpg"
@@ -139,17 +139,18 @@ class Subscriber:
         self._connection.client.subscribe(f"{self._topics}/#", qos=1)
 
     def _take(self, topic: str, payload: bytes) -> None:
-        if topic == "score":
-            self.scores.append(Score.model_validate_json(payload))
-            self._arrivals.append(time.monotonic())
-        elif topic == "alert":
-            self._tell(Alert.model_validate_json(payload))
-        elif topic.startswith("alert/") and topic == alert_image_topic(id_ := topic.split("/")[1]):
-            write_file(self._out / PICTURES.replace("*", id_), payload)
-            picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
-            self.pictures[id_] = np.asarray(picture, np.uint8)
-        elif topic == "status":
-            self._stopped = Status.model_validate_json(payload).state == "stopped"
+        match topic.split("/"):
+            case ["score"]:
+                self.scores.append(Score.model_validate_json(payload))
+                self._arrivals.append(time.monotonic())
+            case ["alert"]:
+                self._tell(Alert.model_validate_json(payload))
+            case ["alert", id_, "image"]:
+                write_file(self._out / PICTURES.replace("*", id_), payload)
+                picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR)
+                self.pictures[id_] = np.asarray(picture, np.uint8)
+            case ["status"]:
+                self._stopped = Status.model_validate_json(payload).state == "stopped"
 
     def _tell(self, alert: Alert) -> None:
         found = self._tally.take(alert.id, alert.last_frame, [Box(r.x, r.y, r.w, r.h) for r in alert.boxes])
