@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -181,7 +182,8 @@ class Subscriber(Client):
         """Wait until ``found(heard)`` is true; says what was heard if that does not come."""
         with self._changed:
             if not self._changed.wait_for(lambda: found(self.heard), timeout):
-                raise AssertionError("not heard; but: " + ", ".join(m.topic for m in self.heard))
+                counts = Counter(message.topic for message in self.heard)
+                raise AssertionError("not heard; but: " + ", ".join(f"{n} x {topic}" for topic, n in counts.items()))
 
     def on(self, suffix: str) -> list[bytes]:
         """Payloads heard so far on topics that end so."""
