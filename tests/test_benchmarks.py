@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import machine, many_stations
+from benchmarks import machine, many_stations, tile_views
 from benchmarks.judging import PAPER, WAYS, judge
 from benchmarks.many_stations import Heard
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import environment, patch_by_patch
 from benchmarks.peers.__main__ import What
-from benchmarks.quality import Cell
+from benchmarks.quality import Cell, trivial_scores
 from benchmarks.quality import judge as judge_as_evaluated
 from benchmarks.resplit import resplit
 from benchmarks.untrained import untrained_run
@@ -213,3 +213,27 @@ def test_the_last_way_of_judging_is_what_an_evaluation_sees(tmp_path):
     assert rows[-1]["good_only_accuracy"] == pytest.approx(expected["good_only_accuracy"])
     assert expected["planted_accuracy"] is None or 0 <= expected["planted_accuracy"] <= 1
     assert len({row["image_auroc"] for row in rows}) > 1
+
+
+def test_views_of_a_tile_stay_together():
+    names = ["exp2_num_524.jpg", "exp1_num_461.jpg", "exp1_num_10181.jpg", "exp3_num_724.jpg", "exp2_num_925.jpg"]
+    assert tile_views.views(names) == [
+        ["exp1_num_461.jpg", "exp2_num_524.jpg", "exp3_num_724.jpg"],
+        ["exp2_num_925.jpg"],
+        ["exp1_num_10181.jpg"],
+    ]
+    assert tile_views.views([]) == []
+    with pytest.raises(ValueError, match=r"tile\.jpg: no number"):
+        tile_views.views(["exp1_num_461.jpg", "tile.jpg"])
+
+
+def test_a_thumbnail_tells_whether_an_image_was_seen(tmp_path):
+    rng = np.random.default_rng(0)
+    seen, unseen = (cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (96, 80)) for _ in range(2))
+    (tmp_path / "train/good").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "train/good/a.png"), seen)
+    *_, unlike = trivial_scores(tmp_path).values()
+    brighter = cv2.convertScaleAbs(seen, alpha=0.5, beta=40)
+    brighter[40, 50] = 0  # a hole of one pixel, which it does not see
+    assert unlike(seen) == pytest.approx(0, abs=1e-5)
+    assert unlike(brighter) < 0.05 < 0.3 < unlike(unseen)
