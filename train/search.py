@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from train import checkpoint
 from train.checkpoint import load_trained
 from train.config import FitConfig
-from train.data import FEWEST_HELD_OUT, TrainingImages, find_training_images, load_training_images
+from train.data import TrainingImages, find_training_images, load_training_images
 from train.errors import CheckpointError, DataError, DivergedError
 from train.fit import Interrupted, Progress, Trainer, train
 from train.held_out import Validator
@@ -39,6 +39,7 @@ from train.precision import Precision, choose_precision
 STUDY_FILE = "study.db"
 TRIALS_FOLDER = "trials"
 CHECKS = 3  # validations of a trial, evenly spread over its budget; the last is its result
+FEWEST_JUDGED = 8  # held-out images; half of them tell what good material looks like
 STARTUP_TRIALS = 5  # trials to compare with before any is cut short
 FAILURES = (DivergedError, DataError, RuntimeError)  # the last: out of memory
 _HEARTBEAT, _GRACE = 15, 60  # seconds; a trial without sign of life for longer belongs to a process that was killed
@@ -90,10 +91,11 @@ class Search:
             DataError: they cannot be used, or too few are held out to judge by.
         """
         for item in load_training_images(find_training_images(self.data), self.base, skip_bad=self.skip_bad):
-            if isinstance(item, TrainingImages) and not item.held_out:
+            if isinstance(item, TrainingImages) and len(item.held_out) < FEWEST_JUDGED:
+                n = len(item.images) + len(item.held_out)
                 raise DataError(
-                    f"{self.data}: {len(item.images)} images are too few to judge a trial by, which takes "
-                    f"{FEWEST_HELD_OUT} held-out ones; take more images, or a larger share with -- --holdout SHARE"
+                    f"{self.data}: {n} images are too few to judge a trial by, which takes {FEWEST_JUDGED} held-out "
+                    f"ones; take more images, or a larger share with -- --holdout SHARE"
                 )
             yield item
 

@@ -126,7 +126,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
             metavar="SHARE",
             rich_help_panel=DATA,
             help="Share of the images that is not trained on: at export they tell what good material scores. "
-            "Default: 0.15.",
+            "Default: 0.15, four at least; none of fewer than 16.",
         ),
     ] = None,
     skip_bad: Annotated[
