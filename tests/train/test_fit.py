@@ -258,6 +258,7 @@ def test_command_line_ctrl_c_resume_and_refusals(tmp_path):
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert f"resuming {run} at step {step:,}" in output
+    assert "patches, which are few: 4,000 are better" in output
     assert checkpoint.load(run / checkpoint.CHECKPOINT_FILE)["step"] == step + 3
     assert list((run / "samples").glob("*.png"))
 

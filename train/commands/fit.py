@@ -20,6 +20,7 @@ from train.methods import METHODS, load
 
 EXIT_INTERRUPTED = 130
 DEFAULT_STEPS = 4000  # docs/quality.md: more can be worse
+FEW_PATCHES = 4000  # that do not overlap; docs/quality.md, "How many good pictures"
 EXTENDABLE = {"steps", "minutes"}  # what may differ when a run is resumed
 
 console = Console(stderr=True)
@@ -473,4 +474,11 @@ def _load(data: Path, config: FitConfig, *, skip_bad: bool) -> TrainingImages:
         console.print(f"[yellow]left out[/] {line}")
     beside = f", {len(images.held_out)} more are held out" if images.held_out else ""
     console.print(f"{len(images.images)} {images.colour} images from {paths[0].parent}{beside}")
+    P = config.architecture.image_size
+    patches = sum((image.shape[0] // P) * (image.shape[1] // P) for image in images.images)
+    if config.category == "texture" and patches < FEW_PATCHES:
+        console.print(
+            f"[yellow]They hold {patches:,} patches, which are few[/]: {FEW_PATCHES:,} are better; where there are "
+            "no more pictures, --flip and --rotate help if the material has no direction (docs/choosing.md)"
+        )
     return images
