@@ -83,11 +83,13 @@ class Standards(_Model):
 
     mean: Rows
     deviation: Rows
-    n_frames: int = Field(ge=2, description="Good frames that they were measured on; none was trained on.")
+    n_frames: int = Field(
+        ge=2, description="Good frames that they were measured on: held out from training, unless there were few."
+    )
     medians: tuple[float, float] | None = Field(
         default=None,
-        description="Lowest and highest median of those frames' standardised maps. A frame's map is judged less its "
-        "own median, as far as that lies between them: what a frame shares all over is no defect. null: as it is.",
+        description="Lowest and highest median to be expected of a good frame's standardised map. A map is judged less "
+        "its own median, as far as that lies between them: what a frame shares all over is no defect. null: as it is.",
     )
 
     @model_validator(mode="after")

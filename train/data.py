@@ -17,8 +17,7 @@ from engines.tiling import Tiler
 from train.config import FitConfig
 from train.errors import DataError
 
-FEWEST_HELD_OUT = 4  # fewer say nothing of what good material scores
-HANDFUL = 16  # images; of fewer, all are better trained on, unless a larger share is asked for
+FEWEST_HELD_OUT = 6  # fewer say less of what good material scores than training on them brings
 
 
 @dataclass(frozen=True)
@@ -127,10 +126,8 @@ def load_training_images(
 
 
 def held_out(n: int, config: FitConfig) -> frozenset[int]:
-    """Which of ``n`` images are not trained on: a share of them drawn by the seed, four at least; none of a handful."""
+    """Which of ``n`` images are not trained on: a share of them drawn by the seed; none of a handful."""
     count = round(config.holdout * n)
-    if config.holdout and n >= HANDFUL:
-        count = max(count, FEWEST_HELD_OUT)
     if count < FEWEST_HELD_OUT:
         return frozenset()
     return frozenset(np.random.default_rng(config.seed).permutation(n)[:count].tolist())

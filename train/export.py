@@ -31,7 +31,7 @@ from engines.ort import OnnxRuntimeEngine
 from engines.tiling import Tiler
 from train import evaluation_page, methods, model_card
 from train.checkpoint import Trained, load_trained
-from train.data import spread
+from train.data import FEWEST_HELD_OUT, spread
 from train.errors import DataError
 from train.evaluate import Evaluation, FrameScorer, evaluate
 from train.graph import export_graph, open_reconstructor
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 LOWER_PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 EXAMPLE_IMAGES = 3
 SCALE_PATCHES = 1024  # of the training images, for the scales of the anomaly map
-STANDARD_IMAGES = 200  # held-out images that the standards by place are measured on
+STANDARD_IMAGES = 200  # that the standards by place are measured on
 SCORED_IMAGES = 100  # good images whose scores the model card sums up
 
 _RECORD_KEYS = {"step", "seconds"}  # of a history record; the rest are losses
@@ -86,7 +86,8 @@ def export_run(
     unseen = [path for path in trained.held_out if path.is_file()]
     if trained.locator is not None:
         on_stage("measuring good material")
-    scorer = make_scorer(trained, unseen or images, preprocessing)
+    good = unseen or images  # of a handful none is held out
+    scorer = make_scorer(trained, good, preprocessing)
 
     on_stage("writing the graph")
     graph = export_graph(scorer, preprocessing.patch_size)
@@ -99,14 +100,14 @@ def export_run(
         engine = open_engine(draft, EngineSettings(backend="onnxruntime"))
         try:
             frames = FrameScorer(draft.manifest, engine)
-            if trained.locator is not None and unseen:
+            if trained.locator is not None and len(good) >= FEWEST_HELD_OUT:
                 on_stage("measuring good material by place")
-                maps = (frames.score(path).heat for path in spread(unseen, STANDARD_IMAGES))
+                maps = (frames.score(path).heat for path in spread(good, STANDARD_IMAGES))
                 description = description.model_copy(update={"standards": fit_standards(maps)})
                 draft = write_bundle(draft.path, description, graph, selftest, "draft", lower)
                 frames = FrameScorer(draft.manifest, engine)
             on_stage("scoring good images")
-            scores = [frames.score(path).score for path in spread(unseen or images, SCORED_IMAGES)]
+            scores = [frames.score(path).score for path in spread(good, SCORED_IMAGES)]
             pictures = _pictures(trained, images, frames, graph)
             evaluation: Evaluation | None = None
             if labelled:

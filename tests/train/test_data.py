@@ -125,5 +125,5 @@ def test_some_images_are_held_out_by_the_seed(tmp_path):
     assert load(paths, FitConfig(seed=2)).held_out != images.held_out
     assert load(paths, FitConfig(seed=2)).fingerprint == images.fingerprint
     assert not load(paths, FitConfig(holdout=0)).held_out
-    assert len(load(paths[:16], FitConfig()).held_out) == 4
-    assert not load(paths[:15], FitConfig()).held_out, "the few there are are better trained on"
+    assert len(load(paths[:37], FitConfig()).held_out) == 6
+    assert not load(paths[:36], FitConfig()).held_out, "the few there are are better trained on"

@@ -58,12 +58,13 @@ def test_what_a_frame_shares_all_over_is_taken_off_but_no_more_than_good_frames_
     standards = fit_standards([heat + offset for heat, offset in zip(noise, offsets, strict=True)])
     low, high = standards.medians
     deviation = float(np.mean(standards.deviation))
-    assert (low, high) == pytest.approx((-2 / deviation, 2 / deviation), abs=0.3)
+    reach = 3.558 * np.std(offsets, ddof=1) * np.sqrt(1 + 1 / 40)  # Student's t, 39 degrees of freedom, 0.9995
+    assert (low, high) == pytest.approx((-reach / deviation, reach / deviation), abs=0.3)
 
     plain, shifted = (standardised(noise[0] + offset, standards) for offset in (0, 1.5))
     np.testing.assert_allclose(plain, shifted, atol=0.1)  # places differ a little in deviation
     wrong_all_over = standardised(noise[0] + 20, standards)
-    assert np.median(wrong_all_over) == pytest.approx(18 / deviation, abs=0.5)
+    assert np.median(wrong_all_over) == pytest.approx((20 - reach) / deviation, abs=0.5)
 
     as_before = standards.model_copy(update={"medians": None})
     np.testing.assert_array_equal(standardised(noise[0], as_before), by_place(noise[0], standards))

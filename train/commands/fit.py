@@ -127,7 +127,7 @@ def fit(  # noqa: PLR0917 - typer reads options from the signature
             metavar="SHARE",
             rich_help_panel=DATA,
             help="Share of the images that is not trained on: at export they tell what good material scores. "
-            "Default: 0.15, four at least; none of fewer than 16.",
+            "Default: 0.15; none where that is fewer than 6 images.",
         ),
     ] = None,
     skip_bad: Annotated[
