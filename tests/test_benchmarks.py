@@ -17,10 +17,11 @@ from benchmarks.many_stations import Heard
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import environment, patch_by_patch
 from benchmarks.peers.__main__ import What
-from benchmarks.quality import Cell, trivial_scores
+from benchmarks.quality import Cell, score_held_out, trivial_scores
 from benchmarks.quality import judge as judge_as_evaluated
 from benchmarks.resplit import resplit
 from benchmarks.untrained import untrained_run
+from engines.bundle import read_bundle
 from engines.engine import EngineSettings
 from engines.images import read_image
 from engines.ort import OnnxRuntimeEngine
@@ -238,3 +239,11 @@ def test_a_thumbnail_tells_whether_an_image_was_seen(tmp_path):
     assert unlike(seen) == pytest.approx(0, abs=1e-5)
     assert unlike(brighter) < 0.05
     assert unlike(unseen) > 0.3
+
+
+def test_where_nothing_is_held_out_nothing_is_scored():
+    bundle = read_bundle(REPOSITORY / "engines/bundled/brick")
+    assert bundle.manifest.standards is not None
+    engine = OnnxRuntimeEngine(bundle, EngineSettings())
+    assert score_held_out(bundle.manifest, engine, []) == ([], [])
+    engine.close()
