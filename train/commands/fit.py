@@ -479,6 +479,6 @@ def _load(data: Path, config: FitConfig, *, skip_bad: bool) -> TrainingImages:
     if config.category == "texture" and patches < FEW_PATCHES:
         console.print(
             f"[yellow]They hold {patches:,} patches, which are few[/]: {FEW_PATCHES:,} are better; where there are "
-            "no more pictures, --flip and --rotate help if the material has no direction (docs/choosing.md)"
+            "no more pictures, --flip may help if the material has no direction (docs/choosing.md)"
         )
     return images
