@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from typer.testing import CliRunner
 
-from engines.bundle import read_bundle
+from engines.bundle import Bundle, read_bundle
 from engines.cache import Entry, PlanCache
 from engines.engine import EngineSettings
 from engines.errors import SelfTestError
@@ -94,16 +94,20 @@ def test_bundle_says_what_it_was_made_from(exported: Path, run: Path) -> None:
     assert manifest.training.metrics["image_consistency"] == trained.history[-1]["image_consistency"]
 
 
-def test_held_out_images_set_the_standards(tmp_path: Path) -> None:
-    make_images(tmp_path / "train" / "good", 12)
-    config = FitConfig(width=1, steps=1, batch_size=2, holdout=0.7, minutes=None)
-    *_, images = load_training_images(find_training_images(tmp_path), config)
+def export_untrained(folder: Path, n_images: int, holdout: float) -> tuple[Bundle, TrainingImages]:
+    """A run of one step, exported."""
+    make_images(folder / "train" / "good", n_images)
+    config = FitConfig(width=1, steps=1, batch_size=2, holdout=holdout, minutes=None)
+    *_, images = load_training_images(find_training_images(folder), config)
     assert isinstance(images, TrainingImages)
     trainer = Trainer(config, images, Fabric(accelerator="cpu", devices=1))
     trainer.advance(phase_at(config, 0.1))
-    checkpoint.save(tmp_path / checkpoint.CHECKPOINT_FILE, trainer.state())
+    checkpoint.save(folder / checkpoint.CHECKPOINT_FILE, trainer.state())
+    return export_run(folder, folder / "bundle", "weave", precision="fp32"), images
 
-    bundle = export_run(tmp_path, tmp_path / "bundle", "weave", precision="fp32")
+
+def test_held_out_images_set_the_standards(tmp_path: Path) -> None:
+    bundle, images = export_untrained(tmp_path, 12, 0.7)
 
     standards = bundle.manifest.standards
     assert standards is not None
@@ -115,6 +119,14 @@ def test_held_out_images_set_the_standards(tmp_path: Path) -> None:
     engine.close()
     assert abs(heat.mean()) < 0.5, "the standards are of the very map that is judged"
     assert 0.5 < heat.std() < 1.5
+
+
+@pytest.mark.parametrize(("n_images", "n_frames"), [(6, 6), (5, None)])
+def test_where_none_is_held_out_the_training_images_do(tmp_path: Path, n_images: int, n_frames: int | None) -> None:
+    bundle, images = export_untrained(tmp_path, n_images, 0)
+    assert (len(images.images), images.held_out) == (n_images, [])
+    standards = bundle.manifest.standards
+    assert (standards and standards.n_frames) == n_frames
 
 
 def test_engine_scores_as_the_averaged_networks_do(exported: Path, run: Path) -> None:
