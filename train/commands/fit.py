@@ -20,7 +20,7 @@ from train.methods import METHODS, load
 
 EXIT_INTERRUPTED = 130
 DEFAULT_STEPS = 4000  # docs/quality.md: more can be worse
-FEW_PATCHES = 4000  # that do not overlap; docs/quality.md, "How many good pictures"
+FEW_PATCHES = 4000  # that do not overlap; docs/choosing.md, "How many good pictures"
 EXTENDABLE = {"steps", "minutes"}  # what may differ when a run is resumed
 
 console = Console(stderr=True)
