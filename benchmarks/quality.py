@@ -202,7 +202,7 @@ def as_if_new(
 
     In ``FOLDS`` turns.
     """
-    folds = [fit([heat for i, heat in enumerate(maps) if i % FOLDS != fold]) for fold in range(FOLDS)]
+    folds = [fit([heat for i, heat in enumerate(maps) if i % FOLDS != fold]) for fold in range(min(FOLDS, len(maps)))]
     return lambda i, heat: float(standardised(heat, folds[i % FOLDS]).max())
 
 
@@ -220,7 +220,7 @@ def score_held_out(manifest: Manifest, engine: Engine, held_out: list[Path]) -> 
         for i in range(0, len(good), planted_spacing(len(good)))
         for frame in plant_each_kind(good[i].image, rng, good[i].grid.scale)
     ]
-    if manifest.standards is None or not held_out:
+    if manifest.standards is None:
         return [scored.score for scored in good], [scored.score for _, scored in planted]
     judged = as_if_new([scored.heat for scored in good])
     return [judged(i, scored.heat) for i, scored in enumerate(good)], [judged(i, s.heat) for i, s in planted]

@@ -83,10 +83,9 @@ def export_run(
     preprocessing = trained.config.preprocessing(trained.colour)
     description = describe(trained, preprocessing, name)
     images = [path for path in trained.images if path.is_file()]
-    unseen = [path for path in trained.held_out if path.is_file()]
+    good = [path for path in trained.held_out if path.is_file()] or images  # of a handful none is held out
     if trained.locator is not None:
         on_stage("measuring good material")
-    good = unseen or images  # of a handful none is held out
     scorer = make_scorer(trained, good, preprocessing)
 
     on_stage("writing the graph")

@@ -95,7 +95,7 @@ class Search:
                 n = len(item.images) + len(item.held_out)
                 raise DataError(
                     f"{self.data}: {n} images are too few to judge a trial by, which takes {FEWEST_JUDGED} held-out "
-                    f"ones; take more images, or a larger share with -- --holdout SHARE"
+                    "ones; take more images, or a larger share with -- --holdout SHARE"
                 )
             yield item
 
